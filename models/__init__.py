@@ -1,0 +1,1 @@
+"""Models: the field, its flow, the memories and the cell, in torch; training and checkpoints."""

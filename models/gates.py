@@ -1,0 +1,101 @@
+"""Write, read and forget gates.
+
+What decides a write, and every key and value, comes from the content alone: a gate that sees h learns elapsed time
+instead of content, and recall then fails at gaps longer than the training's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odestream.models.config import CellConfig
+
+
+class GateWeights(NamedTuple):
+    """Weights of the gates; n stores, f features, D hidden, W gate width.
+
+    inner [W, 2f], inner_bias [W], write [1+n, W], write_bias [1+n]: two layers from [f, f²] to strength and shares.
+    read [n, f], read_state [n, D], read_bias [n]. forget [1, f], forget_bias [1]; surprise [2] (slope a, offset γ).
+    """
+
+    inner: Tensor
+    inner_bias: Tensor
+    write: Tensor
+    write_bias: Tensor
+    read: Tensor
+    read_state: Tensor
+    read_bias: Tensor
+    forget: Tensor
+    forget_bias: Tensor
+    surprise: Tensor
+
+
+class WriteGate(NamedTuple):
+    """write [..., n]: strength at which each store takes the content, 0 to 1. keep [..., 1]: forget factor."""
+
+    write: Tensor
+    keep: Tensor
+
+
+def hard_sigmoid(logit: Tensor) -> Tensor:
+    """clip(1.2·σ(a) − 0.1, 0, 1): exactly zero and exactly one are within reach (Louizos et al. 2018, stretch)."""
+    return torch.clamp(1.2 * torch.sigmoid(logit) - 0.1, min=0.0, max=1.0)
+
+
+def write_gate(features: Tensor, w: GateWeights, explore: Tensor | None = None) -> WriteGate:
+    """Gate of features [..., f]; the favoured store gets the whole strength, the others their share of it.
+
+    explore [..., 1]: training only; where it is 1 the strength is at least one half, since a value that is never
+    written gets no gradient.
+    """
+    inner = F.silu(F.linear(torch.cat([features, features * features], dim=-1), w.inner, w.inner_bias))
+    logits = F.linear(inner, w.write, w.write_bias)
+    strength = hard_sigmoid(logits.narrow(-1, 0, 1))
+    if explore is not None:
+        strength = torch.maximum(strength, 0.5 * explore)
+    shares = torch.softmax(logits.narrow(-1, 1, logits.shape[-1] - 1), dim=-1)
+    write = strength * shares / torch.amax(shares, dim=-1, keepdim=True)
+    return WriteGate(write, hard_sigmoid(F.linear(features, w.forget, w.forget_bias)))
+
+
+def read_gate(features: Tensor, h: Tensor, w: GateWeights) -> Tensor:
+    """σ gate on what each store returns, [B, n], from content and state."""
+    return torch.sigmoid(F.linear(features, w.read, w.read_bias) + F.linear(h, w.read_state))
+
+
+class Gates(nn.Module):
+    """Holds the gates' parameters."""
+
+    def __init__(self, config: CellConfig) -> None:
+        super().__init__()
+        features, stores, sizes = config.feature_width, len(config.stores), config.sizes
+        self.inner = nn.Linear(2 * features, sizes.gate)
+        self.write = nn.Linear(sizes.gate, 1 + stores)
+        self.read = nn.Linear(features, stores)
+        self.read_state = nn.Parameter(torch.zeros(stores, sizes.hidden))
+        self.forget = nn.Linear(features, 1)
+        self.surprise = nn.Parameter(torch.tensor([1.0, 0.0]))
+        with torch.no_grad():
+            self.write.weight.mul_(0.1)
+            self.read.bias.fill_(2.0)
+            self.forget.weight.zero_()
+            self.forget.bias.fill_(4.0)  # the hard sigmoid is then exactly one: nothing is forgotten at first
+
+    def weights(self) -> GateWeights:
+        """The parameters as the pure functions take them."""
+        return GateWeights(
+            self.inner.weight,
+            self.inner.bias,
+            self.write.weight,
+            self.write.bias,
+            self.read.weight,
+            self.read_state,
+            self.read.bias,
+            self.forget.weight,
+            self.forget.bias,
+            self.surprise,
+        )
