@@ -18,6 +18,10 @@ NO_SOLVER = "-"
 WEIGHT_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
 """Names of the dtypes a WeightEntry may have, and the bytes of one element."""
 
+# Far outside any real clock; within them no 64-bit tick overflows an angle.
+_SHORTEST_UNIT = 1e-9
+_HIGHEST_FREQUENCY = 1e12
+
 
 def check_manifest(manifest: Manifest, where: str) -> None:
     """Raise BundleError, naming `where` and the field, unless the manifest's parts agree."""
@@ -74,17 +78,19 @@ def _solver_problems(manifest: Manifest) -> Iterator[str]:
 
 def _time_problems(manifest: Manifest) -> Iterator[str]:
     time = manifest.time
-    if not (time.ticks_per_model_unit > 0 and math.isfinite(time.ticks_per_model_unit)):
-        yield f"time.ticks_per_model_unit is {time.ticks_per_model_unit}, expected a finite value above 0"
+    if not _SHORTEST_UNIT <= time.ticks_per_model_unit < math.inf:
+        yield f"time.ticks_per_model_unit is {time.ticks_per_model_unit}, expected a finite value from {_SHORTEST_UNIT}"
+    if not -(1 << 63) <= time.origin < 1 << 63:
+        yield f"time.origin is {time.origin}, expected a 64-bit integer"
     if time.ticks_per_column_unit < 1:
         yield f"time.ticks_per_column_unit is {time.ticks_per_column_unit}, expected at least 1"
     if time.tick_seconds is not None and not (time.tick_seconds > 0 and math.isfinite(time.tick_seconds)):
         yield f"time.tick_seconds is {time.tick_seconds}, expected a finite length above 0"
-    if not all(0 <= frequency and math.isfinite(frequency) for frequency in time.frequencies):
-        yield f"time.frequencies is {time.frequencies}, expected finite values from 0"
+    if not all(0 <= frequency <= _HIGHEST_FREQUENCY for frequency in time.frequencies):
+        yield f"time.frequencies is {time.frequencies}, expected values from 0 to {_HIGHEST_FREQUENCY:g}"
     phase = manifest.spec.input("phase")
     if phase is not None and phase.shape != (2 * len(time.frequencies),):
-        yield f"phase has shape {list(phase.shape)}, expected a sine and a cosine of {len(time.frequencies)} frequencies"
+        yield f"phase has shape {list(phase.shape)}, expected sine and cosine of {len(time.frequencies)} frequencies"
 
 
 def _spec_problems(manifest: Manifest) -> Iterator[str]:

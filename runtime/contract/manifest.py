@@ -28,7 +28,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of the manifest's parts: frozen, and closed to fields that it does not know."""
 
 
-class TimeSpec(Record):
+class TimeSpec(Record, frozen=True):
     """How host times become `dt` and `phase`.
 
     kind: `iso` where the time column holds dates, `number` where it holds numbers of `unit`.
@@ -48,7 +48,7 @@ class TimeSpec(Record):
     frequencies: tuple[float, ...] = ()
 
 
-class TaskSpec(Record):
+class TaskSpec(Record, frozen=True):
     """What the model predicts and which columns of a table it reads.
 
     inputs: columns that fill `x`, in order. targets: forecast: the predicted inputs; classify: the label column.
@@ -63,7 +63,7 @@ class TaskSpec(Record):
     stream: str | None = None
 
 
-class SolverSpec(Record):
+class SolverSpec(Record, frozen=True):
     """The unrolled solver of the graphs.
 
     stiffness: λ_max + 1.1·‖A_h‖·‖B‖ per model unit. max_calls: most calls into which one gap is split.
@@ -79,7 +79,7 @@ class SolverSpec(Record):
     max_calls: int = 1024
 
 
-class WeightEntry(Record):
+class WeightEntry(Record, frozen=True):
     """One tensor of `weights.safetensors`, readable without ONNX: byte offset from the start of the file."""
 
     name: str
@@ -89,14 +89,14 @@ class WeightEntry(Record):
     length: int
 
 
-class FileEntry(Record):
+class FileEntry(Record, frozen=True):
     """Size and sha256 of one of the bundle's files."""
 
     sha256: str
     size: int
 
 
-class ParityRow(Record):
+class ParityRow(Record, frozen=True):
     """Largest difference between the torch step and the exported one for one tensor.
 
     check: `one call`, or `chained` over `steps` steps. error: largest |difference| over the tensor's scale
@@ -111,7 +111,7 @@ class ParityRow(Record):
     tolerance: float
 
 
-class Manifest(Record):
+class Manifest(Record, frozen=True):
     """Everything a runtime must know of a bundle; see the fields' own types."""
 
     schema: int

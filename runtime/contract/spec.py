@@ -46,7 +46,9 @@ class StateSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def initial_row(self) -> NDArray[np.float32]:
         """The member's value in a new stream, shape `self.shape`."""
-        return np.ascontiguousarray(np.broadcast_to(np.asarray(self.initial, np.float32), self.shape))
+        values = self.initial if self.shape else self.initial[0]
+        row: NDArray[np.float32] = np.broadcast_to(np.asarray(values, np.float32), self.shape).copy()
+        return row
 
 
 class StepSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,7 +87,8 @@ class StepSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for kind, group in (("tensor", names), ("state", members)):
             if len(set(group)) != len(group):
                 raise InputError(f"{kind} names {group} repeat; give each its own name in spec()")
-        for tensor in (*self.inputs, *self.outputs, *self.state):
+        every: tuple[TensorSpec | StateSpec, ...] = (*self.inputs, *self.outputs, *self.state)
+        for tensor in every:
             if any(n < 1 for n in tensor.shape):
                 raise InputError(f"{tensor.name} has shape {tensor.shape}; make every axis at least 1 in spec()")
         for member in self.state:

@@ -23,7 +23,7 @@ def encode_tensors(tensors: Mapping[str, NDArray[np.generic]], text: bytes) -> b
 def decode_tensors(data: bytes) -> tuple[dict[str, NDArray[np.generic]], bytes]:
     """The arrays (read-only) and the text; ValueError says what is wrong with the bytes."""
     try:
-        entries = deserialize(data)
+        entries = deserialize(data)  # type: ignore[no-untyped-call]
         length = int.from_bytes(data[:8], "little")
         header = msgspec.json.decode(data[8 : 8 + length], type=_Header)
     except (SafetensorError, msgspec.MsgspecError, RecursionError) as cause:

@@ -10,7 +10,7 @@ from odestream.runtime.errors import CompatError
 
 @dataclass(frozen=True)
 class Tolerance:
-    """limit: largest |difference| over the tensor's scale. floor: least scale (else largest |expected|). why: the reason."""
+    """limit: largest |difference| over the scale. floor: the least scale (else largest |expected|). why: the reason."""
 
     limit: float
     floor: float

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from odestream.runtime.contract.tableau import TABLEAUS, calls_needed, tableau
 from odestream.runtime.errors import InputError
 
-
 COEFFICIENTS = [
     (name, field) for name, t in TABLEAUS.items() for field in ("a", "b", "c", "error") if getattr(t, field) is not None
 ]

@@ -1,0 +1,39 @@
+"""odestream's runtime: load a bundle, stream observations through it. numpy in, numpy out; no training framework."""
+
+from odestream.runtime.errors import (
+    BundleError,
+    CheckpointError,
+    CompatError,
+    ExportError,
+    InputError,
+    IntegrityError,
+    OdestreamError,
+    PathError,
+    SessionBusy,
+    SnapshotError,
+    StateError,
+    TimeError,
+)
+from odestream.runtime.model import Model, load, restore
+from odestream.runtime.session import Counters, Output, Stream
+
+__all__ = [
+    "BundleError",
+    "CheckpointError",
+    "CompatError",
+    "Counters",
+    "ExportError",
+    "InputError",
+    "IntegrityError",
+    "Model",
+    "OdestreamError",
+    "Output",
+    "PathError",
+    "SessionBusy",
+    "SnapshotError",
+    "StateError",
+    "Stream",
+    "TimeError",
+    "load",
+    "restore",
+]

@@ -1,0 +1,112 @@
+"""Files and directories that appear at their final path whole, or not at all.
+
+What is written goes to a temporary name beside the target, is synced, and is then renamed; the directory is
+synced last, so that the rename itself survives a power cut.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from odestream.runtime.errors import PathError
+
+_DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`; after a failure or a kill it holds the old bytes or the new ones, nothing else."""
+    with new_file(path, force=True) as file:
+        file.write(data)
+
+
+@contextmanager
+def new_file(final: Path, force: bool = False) -> Iterator[BinaryIO]:
+    """A temporary file beside `final` that is published there when the block ends, and removed if it raises.
+
+    Raises PathError if `final` exists and `force` is not given.
+    """
+    refuse_existing(final, force)
+    temporary = _beside(final)
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(final)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(final.parent)
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise PathError if `path` exists (a dangling link counts) and `force` was not given."""
+    if not force and os.path.lexists(path):
+        raise PathError(f"{path} exists already; choose another path or pass --force to replace it")
+
+
+@contextmanager
+def new_directory(final: Path, force: bool = False) -> Iterator[Path]:
+    """A temporary directory beside `final` that is published there when the block ends, and removed if it raises."""
+    refuse_existing(final, force)
+    temporary = _beside(final)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        publish_directory(temporary, final, force)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish_directory(temporary: Path, final: Path, force: bool = False) -> None:
+    """Sync the files of `temporary` (a flat directory beside `final`) and rename it to `final`.
+
+    Raises PathError if `final` exists and `force` is not given. With `force` the old directory is moved aside
+    first and removed after, so that `final` never holds a mixture of both.
+    """
+    refuse_existing(final, force)
+    for entry in temporary.iterdir():
+        _sync(entry, os.O_RDONLY)
+    _sync_directory(temporary)
+    old = None
+    if os.path.lexists(final):
+        old = _beside(final)
+        final.rename(old)
+    try:
+        temporary.rename(final)
+    except BaseException:
+        if old is not None:
+            old.rename(final)
+        raise
+    _sync_directory(final.parent)
+    if old is not None:
+        _remove(old)
+
+
+def _beside(path: Path) -> Path:
+    return path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _sync_directory(path: Path) -> None:
+    _sync(path, _DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

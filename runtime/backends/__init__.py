@@ -1,0 +1,63 @@
+"""The engines that can run a bundle's graphs, each in a file of its own and imported only when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odestream.runtime.arena import Arena
+from odestream.runtime.bundle import Bundle
+from odestream.runtime.errors import CompatError
+
+BACKENDS = MappingProxyType({"onnxruntime": "odestream.runtime.backends.onnxruntime"})
+"""Name → module of every backend, the fastest first. Each module has `open_engine(bundle, threads) -> Engine`."""
+
+
+class Binding(Protocol):
+    """Buffers for `batch` streams, tied to the graphs; not for use by two threads at once.
+
+    inputs: name → `[B, …]`, filled by the caller before `run`. outputs: name → `[B, …]`, and flat_outputs the
+    array that holds them all one after another. arena: the state; next_arena: where `run` writes the new state.
+    A result is accepted by `swap` and rejected by not swapping, at no cost.
+    """
+
+    batch: int
+    inputs: Mapping[str, NDArray[Any]]
+    outputs: Mapping[str, NDArray[np.float32]]
+    flat_outputs: Arena
+    arena: Arena
+    next_arena: Arena
+
+    def run(self, label: str) -> None:
+        """Run the graph of bucket `label` from inputs and arena; StateError if the engine fails."""
+
+    def swap(self) -> None:
+        """Make next_arena the arena."""
+
+
+class Engine(Protocol):
+    """A bundle loaded by one engine; may be shared by threads, each with its own bindings."""
+
+    name: str
+
+    def bind(self, batch: int) -> Binding:
+        """Buffers for `batch` streams, the state at its initial values."""
+
+    def close(self) -> None:
+        """Free the engine; its bindings must not run any more."""
+
+
+def open_engine(name: str, bundle: Bundle, threads: int) -> Engine:
+    """Load `bundle` on the backend called `name`.
+
+    Raises CompatError where the backend is unknown or not installed, BundleError where it refuses the graphs.
+    """
+    if name not in BACKENDS:
+        raise CompatError(f"unknown backend {name!r}; choose auto or one of {', '.join(BACKENDS)}")
+    opener: Callable[[Bundle, int], Engine] = import_module(BACKENDS[name]).open_engine
+    return opener(bundle, threads)

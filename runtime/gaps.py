@@ -1,0 +1,74 @@
+"""Which gaps one call may cross, and how a longer one is cut.
+
+An explicit solver diverges beyond its stability bound, and a float32 angle ω·dt loses its digits after many
+periods; both are held here, before a call, in integer ticks.
+"""
+
+from __future__ import annotations
+
+import math
+
+from odestream.runtime.clock import Clock
+from odestream.runtime.contract.manifest import Manifest
+from odestream.runtime.contract.tableau import tableau
+from odestream.runtime.errors import TimeError
+
+MAX_PERIODS = 1000
+"""Periods of the fastest frequency that one call may cross: float32 then errs by 8.5e-4 rad."""
+
+_DEFAULT_MAX_CALLS = 1024
+_NO_LIMIT = 1 << 64
+_LARGEST_FLOAT32 = 3.4e38
+_ROUNDING = 1 + 1e-12
+"""So that a gap of exactly the bound is one call."""
+
+
+class GapRule:
+    """The rule of one graph of a bundle, for bucket `label`.
+
+    limit: most ticks that one call crosses. max_calls: most calls for one gap, 1 where the model takes no mask
+    (it then cannot let time pass without an observation).
+    """
+
+    def __init__(self, manifest: Manifest, clock: Clock, label: str) -> None:
+        self.limit = _limit(manifest, label)
+        solver = manifest.solver
+        self.splits = manifest.spec.input("mask") is not None
+        self.max_calls = (solver.max_calls if solver else _DEFAULT_MAX_CALLS) if self.splits else 1
+        self._clock = clock
+
+    def cut(self, last: int, now: int) -> list[int]:
+        """The ticks at which the pieces of the gap from `last` to `now` end; the last of them is `now`.
+
+        Raises TimeError where the gap needs more than `max_calls` calls.
+        """
+        gap = now - last
+        if self.limit < 1 or gap > self.limit * self.max_calls:
+            raise TimeError(self._refusal(last, now))
+        calls = -(-gap // self.limit)
+        return [last + gap * (index + 1) // calls for index in range(calls)]
+
+    def _refusal(self, last: int, now: int) -> str:
+        longest = self.limit * self.max_calls
+        remedy = "start a new stream after such a gap, or export with more solver steps"
+        if not self.splits:
+            remedy = "start a new stream after such a gap, or export a model with a mask input, whose gaps can be split"
+        return (
+            f"t = {now} lies {now - last} ticks after the stream's last time {last}, more than the {longest} that "
+            f"{self.max_calls} call(s) can cross ({self._clock.describe()}); {remedy}"
+        )
+
+
+def _limit(manifest: Manifest, label: str) -> int:
+    """Most ticks in one call, rounded down so that no piece of a cut gap exceeds a bound."""
+    longest = _LARGEST_FLOAT32
+    solver, time = manifest.solver, manifest.time
+    if manifest.spec.input("dt") is None:
+        return _NO_LIMIT
+    if solver is not None and solver.stiffness > 0:
+        longest = int(label) * tableau(solver.method).real_bound / solver.stiffness
+    fastest = max(time.frequencies, default=0.0) if manifest.spec.input("phase") is not None else 0.0
+    if fastest > 0:
+        longest = min(longest, MAX_PERIODS * 2 * math.pi / fastest)
+    ticks = longest * time.ticks_per_model_unit * _ROUNDING
+    return math.floor(ticks) if ticks < _NO_LIMIT else _NO_LIMIT

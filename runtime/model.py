@@ -1,0 +1,142 @@
+"""A bundle loaded on one backend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from odestream.runtime.backends import BACKENDS, Binding, Engine, open_engine
+from odestream.runtime.bundle import Bundle, read_bundle
+from odestream.runtime.contract.manifest import Manifest, ParityRow
+from odestream.runtime.errors import CompatError, SessionBusy, SnapshotError
+from odestream.runtime.replay import failures, verify_vectors
+from odestream.runtime.session import Stream
+from odestream.runtime.snapshot import decode_snapshot, encode_snapshot, read_snapshot
+
+AUTO = "auto"
+
+_SELF_TEST_STEPS = 4
+
+
+def load(path: str | os.PathLike[str], backend: str = AUTO, threads: int = 1) -> Model:
+    """Load the bundle at `path`.
+
+    backend: a name, which is given or refused, or `auto`: the fastest that is installed and reproduces the first
+    stored vectors on this machine. threads: threads of one call.
+    Raises BundleError, IntegrityError or PathError for the bundle, CompatError for the backend.
+    """
+    bundle = read_bundle(path)
+    if backend != AUTO:
+        engine = _tested(backend, bundle, threads)
+        return Model(bundle, engine, f"{backend} was asked for and reproduces the bundle's stored vectors here")
+    refusals = []
+    for name in BACKENDS:
+        try:
+            engine = _tested(name, bundle, threads)
+        except CompatError as error:
+            refusals.append(str(error))
+            continue
+        why = f"{name} is the fastest backend that is installed and reproduces the bundle's stored vectors here"
+        return Model(bundle, engine, why + "".join(f" (not {refusal})" for refusal in refusals))
+    raise CompatError("; ".join(refusals))
+
+
+def restore(
+    snapshot: bytes | str | os.PathLike[str], bundle: str | os.PathLike[str], backend: str = AUTO, threads: int = 1
+) -> Stream:
+    """The stream of a snapshot (bytes or a file) on a bundle loaded for it; `stream.model.close()` ends both."""
+    data = snapshot if isinstance(snapshot, bytes) else read_snapshot(Path(snapshot))
+    return load(bundle, backend, threads).restore(data)
+
+
+class Model:
+    """A loaded bundle; may be shared by threads, each with its own streams. Use it as a context manager.
+
+    bundle: what was read. backend: the engine's name. why: one sentence on how it was chosen.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, why: str) -> None:
+        self.bundle = bundle
+        self.backend = engine.name
+        self.why = why
+        self.closed = False
+        self._engine = engine
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.bundle.manifest
+
+    def stream(self) -> Stream:
+        """A new stream at the spec's initial state; SessionBusy where the model is closed."""
+        return Stream(self)
+
+    def restore(self, data: bytes) -> Stream:
+        """The stream of a snapshot of one stream; SnapshotError where it holds several or does not fit."""
+        streams = decode_snapshot(data, self.manifest)
+        if len(streams) != 1:
+            raise SnapshotError(
+                f"the snapshot holds {len(streams)} streams ({', '.join(streams)}); use restore_streams"
+            )
+        return Stream(self, next(iter(streams.values())))
+
+    def snapshot_streams(self, streams: Mapping[str, Stream]) -> bytes:
+        """One snapshot of several streams of this model, under their names."""
+        strangers = [
+            name for name, stream in streams.items() if stream.model.manifest.identity != self.manifest.identity
+        ]
+        if strangers:
+            raise SnapshotError(f"streams {', '.join(strangers)} belong to another model; save them with their own")
+        return encode_snapshot(self.manifest, {name: stream.save() for name, stream in streams.items()})
+
+    def restore_streams(self, data: bytes) -> dict[str, Stream]:
+        """Name → stream of a snapshot, in the order of saving."""
+        return {name: Stream(self, state) for name, state in decode_snapshot(data, self.manifest).items()}
+
+    def verify(self, steps: int | None = None) -> list[ParityRow]:
+        """Compare this backend with the bundle's stored vectors; see `replay.verify_vectors`."""
+        self._refuse_closed()
+        return verify_vectors(self._engine, self.bundle, steps)
+
+    def bind(self, batch: int = 1) -> Binding:
+        """Buffers for `batch` streams; for those who drive the engine themselves."""
+        self._refuse_closed()
+        return self._engine.bind(batch)
+
+    def close(self) -> None:
+        """Free the engine; the model's streams raise SessionBusy from now on. Closing twice is allowed."""
+        if not self.closed:
+            self.closed = True
+            self._engine.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _refuse_closed(self) -> None:
+        if self.closed:
+            raise SessionBusy(f"the model {self.manifest.name} is closed; load it again")
+
+
+def _tested(name: str, bundle: Bundle, threads: int) -> Engine:
+    """An engine that has reproduced the first stored vectors on this machine; CompatError otherwise."""
+    engine = open_engine(name, bundle, threads)
+    try:
+        wrong = failures(verify_vectors(engine, bundle, _SELF_TEST_STEPS))
+        if wrong:
+            worst = max(wrong, key=lambda row: row.error)
+            raise CompatError(
+                f"{name} does not reproduce the bundle's stored vectors here: {worst.tensor} is off by "
+                f"{worst.error:.1e} of its scale, allowed {worst.tolerance:.0e}; "
+                "choose another backend or export the bundle again"
+            )
+    except BaseException:
+        engine.close()
+        raise
+    return engine

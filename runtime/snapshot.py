@@ -1,0 +1,149 @@
+"""Snapshots: any number of streams of one model, as bytes.
+
+    b"odestream-snapshot-1\\n" + sha256 of what follows (32 bytes) + safetensors
+
+The tensors are the state's members, `[streams, *shape]`; the metadata is JSON with the model's identity and each
+stream's name, last tick and counters. Nothing in it depends on a backend, a bucket or a compilation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from odestream.runtime.arena import Layout, stack, unstack
+from odestream.runtime.contract.manifest import Manifest, TimeSpec
+from odestream.runtime.contract.tensorfile import decode_tensors, encode_tensors
+from odestream.runtime.errors import SnapshotError
+from odestream.runtime.session import Counters, StreamState
+
+MAGIC = b"odestream-snapshot-1\n"
+SCHEMA_VERSION = 1
+
+_FAMILY = b"odestream-snapshot-"
+_DIGEST = hashlib.sha256().digest_size
+_SHORT = 12
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Tick = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+
+
+class StreamRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One stream's entry in the metadata; see Counters for the counts."""
+
+    name: str
+    last_tick: Tick | None
+    steps: Count
+    flagged: Count
+    split: Count
+    buckets: dict[str, Count]
+
+
+class SnapshotInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A snapshot's metadata: which model it belongs to, how its ticks are read, what its streams had done."""
+
+    schema: int
+    identity: str
+    name: str
+    time: TimeSpec
+    streams: tuple[StreamRecord, ...]
+
+
+def encode_snapshot(manifest: Manifest, streams: Mapping[str, StreamState]) -> bytes:
+    """The bytes of a snapshot of the named streams; SnapshotError where there are none."""
+    if not streams:
+        raise SnapshotError("no streams to save; name at least one")
+    state = manifest.spec.state
+    arena = stack(state, [stream.arena for stream in streams.values()])
+    records = tuple(
+        StreamRecord(name, s.tick, s.counters.steps, s.counters.flagged, s.counters.split, s.counters.buckets)
+        for name, s in streams.items()
+    )
+    info = SnapshotInfo(SCHEMA_VERSION, manifest.identity, manifest.name, manifest.time, records)
+    body = encode_tensors(Layout(state, len(streams)).views(arena), msgspec.json.encode(info))
+    return MAGIC + hashlib.sha256(body).digest() + body
+
+
+def decode_snapshot(data: bytes, manifest: Manifest, where: str = "snapshot") -> dict[str, StreamState]:
+    """Name → stream, in the order of saving.
+
+    Raises SnapshotError for damage anywhere, another version, another model, and members that differ from the
+    manifest's or are not finite.
+    """
+    info, tensors = _open(data, where)
+    if info.identity != manifest.identity:
+        raise SnapshotError(
+            f"{where}: made by model {info.identity[:_SHORT]}, this bundle is {manifest.identity[:_SHORT]} "
+            f"({manifest.name}); restore it with the bundle that made it"
+        )
+    if info.time != manifest.time:
+        raise SnapshotError(
+            f"{where}: its ticks are {info.time}, the bundle's are {manifest.time}; "
+            "restore it with the bundle that made it"
+        )
+    names = [record.name for record in info.streams]
+    if not names or len(set(names)) != len(names):
+        raise SnapshotError(f"{where}: stream names {names} are empty or repeat; use another snapshot")
+    layout = Layout(manifest.spec.state, len(names))
+    found = {name: (str(value.dtype), value.shape) for name, value in tensors.items()}
+    expected = {name: ("float32", shape) for name, shape in layout.shapes.items()}
+    if found != expected:
+        raise SnapshotError(f"{where}: state members are {found}, expected {expected}; use another snapshot")
+    arena = layout.empty()
+    for name, view in layout.views(arena).items():
+        view[...] = tensors[name]
+        if not np.isfinite(view).all():
+            raise SnapshotError(f"{where}: state {name} is not finite; use an earlier snapshot")
+    rows = unstack(manifest.spec.state, arena, len(names))
+    labels = set(manifest.graphs)
+    return {
+        record.name: StreamState(row, record.last_tick, _counters(record, labels))
+        for record, row in zip(info.streams, rows, strict=True)
+    }
+
+
+def read_contents(data: bytes, where: str = "snapshot") -> tuple[SnapshotInfo, Mapping[str, NDArray[np.generic]]]:
+    """Metadata and state members (`[streams, *shape]`) of any model's snapshot, after the same checks of its bytes."""
+    return _open(data, where)
+
+
+def read_snapshot(path: Path) -> bytes:
+    """The bytes of a snapshot file; SnapshotError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as cause:
+        raise SnapshotError(
+            f"{path}: cannot be read ({(cause.strerror or '').lower()}); name a snapshot file"
+        ) from cause
+
+
+def _open(data: bytes, where: str) -> tuple[SnapshotInfo, dict[str, NDArray[np.generic]]]:
+    if not data.startswith(MAGIC):
+        version = data[len(_FAMILY) :].split(b"\n", 1)[0][:8] if data.startswith(_FAMILY) else b""
+        found = f"version {version.decode(errors='replace')!r}" if version else "not a snapshot"
+        raise SnapshotError(f"{where}: {found}, this odestream reads version {SCHEMA_VERSION}; use a snapshot it wrote")
+    digest, body = data[len(MAGIC) : len(MAGIC) + _DIGEST], data[len(MAGIC) + _DIGEST :]
+    if hashlib.sha256(body).digest() != digest:
+        raise SnapshotError(f"{where}: damaged or cut off, its sha256 differs; use an earlier snapshot")
+    try:
+        tensors, text = decode_tensors(body)
+        info = msgspec.json.decode(text, type=SnapshotInfo)
+    except (ValueError, msgspec.MsgspecError, RecursionError) as cause:
+        raise SnapshotError(f"{where}: {cause}; use another snapshot") from cause
+    if info.schema != SCHEMA_VERSION:
+        raise SnapshotError(
+            f"{where}: schema {info.schema}, this odestream reads {SCHEMA_VERSION}; use a snapshot it wrote"
+        )
+    return info, tensors
+
+
+def _counters(record: StreamRecord, labels: set[str]) -> Counters:
+    """Counts of buckets that this bundle has; another export of the same model may have others."""
+    buckets = {label: record.buckets.get(label, 0) for label in sorted(labels)}
+    return Counters(record.steps, record.flagged, record.split, buckets)

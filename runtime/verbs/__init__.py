@@ -1,0 +1,1 @@
+"""The verbs of `odestream` that belong to the runtime, one file each."""

@@ -1,0 +1,149 @@
+"""`odestream doctor`: what is installed, what each part needs, what to install on this board.
+
+Nothing that is looked for is imported, so that a broken installation can be examined too.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from odestream.runtime.verbs.console import machine, print_json, show_table, versions
+
+PACKAGES = (
+    *("odestream", "numpy", "msgspec", "safetensors", "typer", "rich"),
+    *("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings"),
+    *("torch", "torchdiffeq", "onnx", "onnxscript", "matplotlib"),
+)
+COMPILERS = ("c++", "g++", "clang++", "cmake", "nvcc")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that odestream can do, whether it can here, and how to install what it lacks."""
+
+    name: str
+    ready: bool
+    detail: str
+    install: str | None
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")] = False,
+) -> None:
+    """Show what is installed, what each backend needs, and what to install on this board.
+
+    Exit status 1 where no backend can run a bundle.
+    """
+    installed = versions(*PACKAGES)
+    board = describe_board()
+    parts = [onnxruntime_part(installed, board), *extra_parts(installed)]
+    if as_json:
+        print_json(
+            {
+                "machine": machine(),
+                "board": board,
+                "packages": installed,
+                "compilers": _compilers(),
+                "parts": [asdict(p) for p in parts],
+            }
+        )
+    else:
+        _show(installed, board, parts)
+    if not parts[0].ready:
+        raise typer.Exit(1)
+
+
+def describe_board(root: Path = Path("/")) -> dict[str, Any]:
+    """What the device tree and the driver say of this machine; None where they say nothing."""
+    return {
+        "model": _read(root / "proc/device-tree/model"),
+        "jetson": _read(root / "etc/nv_tegra_release"),
+        "nvidia_driver": _read(root / "proc/driver/nvidia/version"),
+        "architecture": machine()["architecture"],
+    }
+
+
+def onnxruntime_part(installed: dict[str, str | None], board: dict[str, Any]) -> Part:
+    """Whether ONNX Runtime can run bundles, and on which devices."""
+    version = installed["onnxruntime"] or installed["onnxruntime-gpu"]
+    providers = _providers()
+    if version or providers:
+        return Part("backend onnxruntime", True, f"{version or 'of unknown version'}: {', '.join(providers)}", None)
+    if board["jetson"]:
+        # PyPI has no GPU wheels for aarch64.
+        return Part(
+            "backend onnxruntime",
+            False,
+            "not installed",
+            "pip install 'odestream[cpu]', or JetPack's onnxruntime-gpu wheel",
+        )
+    extra = "gpu" if board["nvidia_driver"] and board["architecture"] != "aarch64" else "cpu"
+    return Part("backend onnxruntime", False, "not installed", f"pip install 'odestream[{extra}]'")
+
+
+def extra_parts(installed: dict[str, str | None]) -> list[Part]:
+    """Whether the extras that verbs need are here."""
+    needs = {
+        "train, export, verify --run": ("train", ("torch", "torchdiffeq", "onnx", "onnxscript", "matplotlib")),
+        "bench --plot": ("bench", ("matplotlib",)),
+    }
+    return [_extra_part(name, extra, packages, installed) for name, (extra, packages) in needs.items()]
+
+
+def _extra_part(name: str, extra: str, packages: tuple[str, ...], installed: dict[str, str | None]) -> Part:
+    missing = [package for package in packages if installed[package] is None]
+    if missing:
+        return Part(name, False, f"without {', '.join(missing)}", f"pip install 'odestream[{extra}]'")
+    return Part(name, True, ", ".join(f"{package} {installed[package]}" for package in packages), None)
+
+
+def _providers() -> list[str]:
+    """ONNX Runtime's devices, by the libraries that its package holds."""
+    spec = find_spec("onnxruntime")
+    if spec is None:
+        return []
+    found = {
+        library.stem.removeprefix("libonnxruntime_providers_")
+        for folder in spec.submodule_search_locations or ()
+        for library in Path(folder, "capi").glob("libonnxruntime_providers_*.so")
+    }
+    return ["cpu", *sorted(found - {"shared"})]
+
+
+def _compilers() -> dict[str, str | None]:
+    return {name: shutil.which(name) for name in COMPILERS}
+
+
+def _read(path: Path) -> str | None:
+    try:
+        text = path.read_bytes().decode(errors="replace").strip("\0\n ")
+    except OSError:
+        return None
+    return text.splitlines()[0] if text else None
+
+
+def _show(installed: dict[str, str | None], board: dict[str, Any], parts: list[Part]) -> None:
+    host = machine()
+    rows = [
+        (
+            "machine",
+            f"{host['processor']}, {host['cores']} cores, {host['architecture']}, {host['system']} {host['release']}",
+        ),
+        ("board", board["model"] or board["jetson"] or "no device tree: not a Jetson or other board"),
+        ("NVIDIA driver", board["nvidia_driver"] or "none"),
+        ("python", host["python"]),
+        *((package, version or "not installed") for package, version in installed.items()),
+        *((compiler, path or "not found") for compiler, path in _compilers().items()),
+    ]
+    show_table("Installed", ("what", "found"), rows)
+    show_table(
+        "Ready",
+        ("part", "ready", "with", "to install"),
+        [(p.name, "yes" if p.ready else "no", p.detail, p.install or "") for p in parts],
+    )

@@ -1,0 +1,99 @@
+"""`odestream verify`: a bundle's stored vectors replayed on this machine, or the training framework beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from odestream.runtime.backends import BACKENDS, open_engine
+from odestream.runtime.bundle import read_bundle
+from odestream.runtime.contract.manifest import ParityRow
+from odestream.runtime.errors import CompatError
+from odestream.runtime.model import AUTO
+from odestream.runtime.replay import failures, verify_vectors
+from odestream.runtime.verbs.console import machine, refuse_outputs, save_json, show_table, versions
+
+GROUP = "odestream.verify"
+FRAMEWORK = "torch"
+
+Comparison = Callable[..., Sequence[ParityRow]]
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle that `odestream export` made.")],
+    run: Annotated[Path | None, typer.Option(help="Compare with the training run that it was exported from.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps to check; all stored ones by default.")] = None,
+    backend: Annotated[str, typer.Option(help="The engine to check; auto takes the fastest one.")] = "auto",
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file of --json where it exists.")] = False,
+) -> None:
+    """Check that a bundle computes what it was exported to compute: its stored vectors are replayed here.
+
+    Every output and every state member is compared; an error is the largest difference over the tensor's scale.
+    With --run, fresh inputs are compared with the run's own step, which needs the training extra.
+    Exit status 1 where a tensor is beyond its tolerance.
+    """
+    refuse_outputs(force, json_path)
+    compare = None if run is None else _framework()
+    loaded = read_bundle(bundle)
+    # Not `load`: its self-test would refuse the very engine whose differences are to be shown.
+    engine = open_engine(next(iter(BACKENDS)) if backend == AUTO else backend, loaded, threads=1)
+    try:
+        if compare is None:
+            rows: Sequence[ParityRow] = verify_vectors(engine, loaded, steps)
+        else:
+            rows = compare(bundle, run, **({} if steps is None else {"steps": steps}), backend=engine.name)
+    finally:
+        engine.close()
+    wrong = failures(list(rows))
+    _show(f"{loaded.manifest.name} on {engine.name}", rows, wrong)
+    if json_path is not None:
+        save_json(json_path, _report(loaded.manifest.name, engine.name, rows, wrong), force)
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _framework() -> Comparison:
+    """The comparison that the export layer registers; CompatError where it is not installed."""
+    entries = entry_points(group=GROUP, name=FRAMEWORK)
+    try:
+        comparison: Comparison = next(iter(entries)).load()
+    except (StopIteration, ImportError) as cause:
+        raise CompatError(f"verify --run needs the training extra ({cause}); pip install 'odestream[train]'") from cause
+    return comparison
+
+
+def _show(title: str, rows: Sequence[ParityRow], wrong: Sequence[ParityRow]) -> None:
+    columns = ("check", "bucket", "tensor", "steps", "error", "tolerance", "")
+    show_table(title, columns, [_row(row, row in wrong) for row in rows], numbers=columns[1:2] + columns[3:6])
+    if wrong:
+        print(f"{len(wrong)} of {len(rows)} tensors are wrong; export the bundle again, or choose another backend")
+    else:
+        print(f"all {len(rows)} tensors are within their tolerance")
+
+
+def _row(row: ParityRow, wrong: bool) -> tuple[str, ...]:
+    verdict = "WRONG" if wrong else "ok"
+    bucket = str(row.bucket or "all")
+    return (row.check, bucket, row.tensor, str(row.steps), f"{row.error:.1e}", f"{row.tolerance:.0e}", verdict)
+
+
+def _report(name: str, backend: str, rows: Sequence[ParityRow], wrong: Sequence[ParityRow]) -> dict[str, Any]:
+    return {
+        "bundle": name,
+        "backend": backend,
+        "passed": not wrong,
+        "machine": machine(),
+        "versions": versions("odestream", "numpy", backend),
+        "rows": [_finite(msgspec.to_builtins(row)) for row in rows],
+    }
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity; an output that is not finite reads `null`."""
+    return row | {"error": row["error"] if row["error"] < float("inf") else None}

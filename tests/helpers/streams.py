@@ -1,0 +1,34 @@
+"""Rows for streams, and what it means that two streams are the same."""
+
+from typing import Any
+
+import numpy as np
+
+from odestream.runtime import Output, Stream
+
+SECOND = 10**9
+
+
+def irregular(count: int, channels: int = 3, seed: int = 0) -> tuple[Any, Any, Any]:
+    """x, t (1 ns to 2 s apart, far from zero) and masks with holes and empty rows."""
+    rng = np.random.default_rng(seed)
+    t = 17 * 10**17 + np.cumsum(rng.integers(1, 2 * SECOND, count))
+    mask = (rng.random((count, channels)) > 0.3).astype(np.float32)
+    mask[::11] = 0
+    return rng.normal(size=(count, channels)).astype(np.float32), t, mask
+
+
+def same(a: Output, b: Output) -> bool:
+    """Bitwise equality of all that a call gives."""
+    gates = (a.gates is None and b.gates is None) or a.gates.tobytes() == b.gates.tobytes()  # type: ignore[union-attr]
+    rest = (a.err, a.bucket, a.flagged, a.calls) == (b.err, b.bucket, b.flagged, b.calls)
+    return a.y.tobytes() == b.y.tobytes() and gates and rest
+
+
+def continues_like(stream: Stream, twin: Stream, count: int = 100) -> bool:
+    """Whether the next steps of both are the same, bit for bit."""
+    x, t, mask = irregular(count, stream.model.manifest.spec.inputs[0].size, seed=9)
+    start = max(stream.last_tick or 0, twin.last_tick or 0)
+    ticks = (t - t[0] + start + 1).tolist()
+    pairs = [(stream.step(*row), twin.step(*row)) for row in zip(x, ticks, mask, strict=True)]
+    return all(same(a, b) for a, b in pairs) and stream.counters == twin.counters

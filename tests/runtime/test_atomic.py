@@ -1,0 +1,95 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from odestream.runtime.atomic import new_directory, publish_directory, refuse_existing, write_bytes
+from odestream.runtime.errors import PathError
+
+
+def test_write_bytes_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    write_bytes(path, b"old")
+    write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_keeps_the_old_bytes_and_removes_the_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f"
+    write_bytes(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_kill_while_writing_leaves_the_old_bytes_or_the_new_ones(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    code = (
+        "import sys; from pathlib import Path; from odestream.runtime.atomic import write_bytes\n"
+        "p = Path(sys.argv[1]); write_bytes(p, b'0' * 300_000); print('ready', flush=True)\n"
+        "for n in range(10**9): write_bytes(p, str(n % 10).encode() * 300_000)\n"
+    )
+    for delay in (0.0, 0.01, 0.03):
+        with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(delay + 0.001)
+            process.send_signal(signal.SIGKILL)
+        data = path.read_bytes()
+        assert len(data) == 300_000
+        assert len(set(data)) == 1
+
+
+def fail_half_way(final: Path) -> None:
+    with new_directory(final) as temporary:
+        (temporary / "a").write_bytes(b"1")
+        assert temporary.parent == final.parent
+        raise RuntimeError("stop")
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_half_way(final)
+    assert list(tmp_path.iterdir()) == []
+    with new_directory(final) as temporary:
+        (temporary / "a").write_bytes(b"2")
+        assert not final.exists()
+    assert (final / "a").read_bytes() == b"2"
+    assert list(tmp_path.iterdir()) == [final]
+
+
+def test_an_existing_directory_is_replaced_only_with_force(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+    with new_directory(final) as temporary:
+        (temporary / "old").touch()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "new").touch()
+    with pytest.raises(PathError, match="--force"):
+        publish_directory(other, final)
+    publish_directory(other, final, force=True)
+    assert [entry.name for entry in final.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [final]
+
+
+def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(PathError, match="exists already"):
+        refuse_existing(link, force=False)
+    refuse_existing(link, force=True)
+    refuse_existing(tmp_path / "free", force=False)

@@ -1,0 +1,101 @@
+"""`odestream bench`: its statistics against known times, its pacing against the clock, its files."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from odestream.runtime.cli import main
+from odestream.runtime.verbs.latency import ROUNDS, Measured, Subject, measure, summary
+from tests.helpers.tiny_bundle import Tiny, write_tiny
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("bench") / "bundle")
+
+
+def subject(rate: float | None = None, seconds: float = 0.0) -> Subject:
+    return Subject("sleep", 4, rate, lambda _: None, lambda: time.sleep(seconds))
+
+
+def test_summary_of_known_times() -> None:
+    rounds = tuple(np.arange(1, 1001) * 1000 + 1000 * i for i in range(2))  # 1 … 1000 µs and 2 … 1001 µs
+    figures = summary(Measured(subject(), rounds, 0))
+    assert figures["calls"] == 2000
+    assert figures["mean_us"] == pytest.approx(501.0, abs=0.01)
+    assert figures["p50_us"] == pytest.approx(501.0, abs=0.51)
+    assert figures["p99_us"] == pytest.approx(991.0, abs=1.0)
+    assert figures["max_us"] == 1001.0
+    assert figures["jitter_us"] == pytest.approx(288.68, abs=0.1)
+    assert figures["p50_spread_us"] == [500.5, 501.5]
+    assert figures["rows_per_second"] == pytest.approx(4 / 501.0e-6, rel=1e-3)
+    assert figures["deadline_misses"] is None
+
+
+def test_paced_calls_keep_their_rate_and_meet_their_deadlines() -> None:
+    begin = time.perf_counter()
+    (measured,) = measure([subject(rate=50.0)], 0.5, lambda _: None)
+    assert time.perf_counter() - begin >= 0.4
+    assert 15 <= len(measured.times) <= 30  # 25 releases; a busy machine may skip some
+    assert len(measured.rounds) == ROUNDS
+    assert summary(measured)["rows_per_second"] is None
+
+
+def test_call_longer_than_its_period_misses_every_deadline() -> None:
+    (measured,) = measure([subject(rate=1000.0, seconds=0.01)], 0.1, lambda _: None)
+    assert measured.missed == len(measured.times) > 0
+
+
+def test_every_subject_is_measured_in_every_round() -> None:
+    seen: list[float] = []
+    results = measure([subject(), subject(rate=1000.0)], 0.05, seen.append)
+    assert all(len(times) > 0 for measured in results for times in measured.rounds)
+    assert sum(seen) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("tiny", [Tiny(), Tiny(tokens=True), Tiny(buckets=(), mask=False, dt=False, frequencies=())])
+def test_bench_writes_figures_of_step_and_engine(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = write_tiny(tmp_path / "bundle", tiny)
+    options = ["--batch", "1,3", "--seconds", "0.05", "--rate", "200", "--json", str(tmp_path / "bench.json")]
+    assert main(["bench", str(bundle), *options]) == 0
+    report = json.loads((tmp_path / "bench.json").read_text())
+    found = [(row["name"], row["batch"], row["mode"]) for row in report["measurements"]]
+    assert found == [
+        ("Stream.step", 1, "back-to-back"),
+        ("Stream.step", 1, "paced"),
+        ("engine", 1, "back-to-back"),
+        ("engine", 3, "back-to-back"),
+    ]
+    assert all(0 < row["p50_us"] <= row["p99_us"] <= row["p99.9_us"] <= row["max_us"] for row in report["measurements"])
+    assert report["versions"]["onnxruntime"]
+    assert report["threads"] == 1
+    assert "Stream.step" in capsys.readouterr().out
+
+
+def test_plot_is_an_image_that_appears_whole(bundle: Path, tmp_path: Path) -> None:
+    options = ["--seconds", "0.05", "--batch", "1", "--plot", str(tmp_path / "latency.png")]
+    assert main(["bench", str(bundle), *options]) == 0
+    assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["bench", str(bundle), *options]) == 2
+
+
+def test_plot_without_matplotlib_names_the_extra_before_measuring(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["bench", str(bundle), "--plot", str(tmp_path / "latency.png")]) == 2
+    assert capsys.readouterr().err.endswith("; pip install 'odestream[bench]'\n")
+
+
+@pytest.mark.parametrize("batch", ["", "0", "1,x", "-1"])
+def test_batch_that_is_no_number_is_refused(batch: str, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(bundle), f"--batch={batch}"]) == 2
+    assert "expected whole numbers from 1; write them as 1,8,64" in capsys.readouterr().err

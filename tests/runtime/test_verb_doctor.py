@@ -1,0 +1,89 @@
+"""`odestream doctor`: what it says of installations and boards that are described to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from odestream.runtime.cli import main
+from odestream.runtime.verbs import doctor as verb
+
+NOTHING = dict.fromkeys(verb.PACKAGES)
+PLAIN = {"model": None, "jetson": None, "nvidia_driver": None, "architecture": "x86_64"}
+
+
+def test_this_installation_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["packages"]["numpy"]
+    assert report["parts"][0] == {
+        "name": "backend onnxruntime",
+        "ready": True,
+        "detail": f"{report['packages']['onnxruntime']}: cpu",
+        "install": None,
+    }
+
+
+def test_table_shows_versions_and_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for fact in ("backend onnxruntime", "bench --plot", "numpy", "cores"):
+        assert fact in out
+
+
+@pytest.mark.parametrize(
+    ("board", "install"),
+    [
+        (PLAIN, "pip install 'odestream[cpu]'"),
+        (PLAIN | {"nvidia_driver": "NVRM version"}, "pip install 'odestream[gpu]'"),
+        (PLAIN | {"nvidia_driver": "NVRM version", "architecture": "aarch64"}, "pip install 'odestream[cpu]'"),
+        (
+            PLAIN | {"jetson": "# R36", "architecture": "aarch64"},
+            "pip install 'odestream[cpu]', or JetPack's onnxruntime-gpu wheel",
+        ),
+    ],
+)
+def test_missing_engine_names_the_extra_of_this_board(
+    board: dict[str, str | None], install: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "find_spec", lambda _: None)
+    part = verb.onnxruntime_part(NOTHING, board)
+    assert (part.ready, part.install) == (False, install)
+
+
+def test_no_backend_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(verb, "find_spec", lambda _: None)
+    monkeypatch.setattr(verb, "versions", lambda *names: dict.fromkeys(names))
+    assert main(["doctor"]) == 1
+    assert "pip install 'odestream[train]'" in capsys.readouterr().out
+
+
+def test_missing_extra_names_the_packages() -> None:
+    train, plot = verb.extra_parts(NOTHING | {"torch": "2.6"})
+    assert (train.ready, train.detail) == (False, "without torchdiffeq, onnx, onnxscript, matplotlib")
+    assert plot.install == "pip install 'odestream[bench]'"
+
+
+def test_board_is_read_from_the_device_tree(tmp_path: Path) -> None:
+    (tmp_path / "proc/device-tree").mkdir(parents=True)
+    (tmp_path / "proc/device-tree/model").write_bytes(b"NVIDIA Jetson Orin Nano\0")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/nv_tegra_release").write_text("# R36 (release), REVISION: 4.0\nmore\n")
+    board = verb.describe_board(tmp_path)
+    assert (board["model"], board["jetson"]) == ("NVIDIA Jetson Orin Nano", "# R36 (release), REVISION: 4.0")
+    assert board["nvidia_driver"] is None
+
+
+def test_machine_without_a_device_tree_says_so(tmp_path: Path) -> None:
+    assert verb.describe_board(tmp_path)["model"] is None
+
+
+def test_gpu_providers_are_found_by_their_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "capi").mkdir()
+    for name in ("shared", "cuda", "tensorrt"):
+        (tmp_path / "capi" / f"libonnxruntime_providers_{name}.so").touch()
+    spec = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
+    monkeypatch.setattr(verb, "find_spec", lambda _: spec)
+    assert verb.onnxruntime_part(NOTHING, PLAIN).detail == "of unknown version: cpu, cuda, tensorrt"
