@@ -1,0 +1,369 @@
+"""Export: from a training run, a cell, or any step module, to a verified bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata as installed
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+import torch
+from torch import Tensor, nn
+
+from odestream.export.card import model_card
+from odestream.export.foreign import trace_module
+from odestream.export.graph import build_graphs, graph_file, set_metadata
+from odestream.export.protocol import check_module
+from odestream.export.traced import trace_cell
+from odestream.export.verify import Parity, verify
+from odestream.export.weights import encode_weights
+from odestream.models.cell import Cell
+from odestream.models.checkpoint import encode_tensors, load_checkpoint
+from odestream.models.hybrid import gate_names
+from odestream.runtime.atomic import new_directory, refuse_existing
+from odestream.runtime.backends import open_engine
+from odestream.runtime.bundle import Bundle, read_bundle
+from odestream.runtime.contract.checks import NO_SOLVER, check_manifest
+from odestream.runtime.contract.manifest import (
+    CARD_NAME,
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    VECTORS_NAME,
+    WEIGHTS_NAME,
+    FileEntry,
+    Manifest,
+    ParityRow,
+    SolverSpec,
+    TaskSpec,
+    TimeSpec,
+    WeightEntry,
+    encode_manifest,
+    model_identity,
+)
+from odestream.runtime.contract.spec import StepSpec
+from odestream.runtime.contract.tableau import tableau
+from odestream.runtime.contract.vectors import encode_vectors
+from odestream.runtime.errors import ExportError, InputError, PathError
+from odestream.runtime.replay import failures
+
+DEFAULT_BUCKETS = (1, 2, 4, 8, 16)
+VERIFY_STEPS = 1000
+BACKEND = "onnxruntime"
+# How a flow is solved does not change what a state means, so snapshots outlive another choice.
+SOLVER_FIELDS = ("method", "steps", "rtol", "atol")
+
+Progress = Callable[[str, int, int], None]
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    del stage, done, total
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What may differ between a cell as trained and as deployed; None keeps what it was trained with.
+
+    method: a tableau's name. buckets: solver steps of the graphs. rtol, atol: the solver's tolerances, units of
+    `err`. slots: of the episodic memory.
+    """
+
+    method: str | None = None
+    buckets: tuple[int, ...] = DEFAULT_BUCKETS
+    rtol: float | None = None
+    atol: float | None = None
+    slots: int | None = None
+
+
+def export_bundle(
+    module_or_run: nn.Module | str | Path,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    task: TaskSpec | None = None,
+    time: TimeSpec | None = None,
+    method: str | None = None,
+    buckets: Sequence[int] = DEFAULT_BUCKETS,
+    rtol: float | None = None,
+    atol: float | None = None,
+    slots: int | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    force: bool = False,
+    verify_steps: int = VERIFY_STEPS,
+    progress: Progress = _silent,
+) -> Manifest:
+    """Export a run's folder or a step module to the directory `out`, verified against the torch step.
+
+    name: of the model, the directory's unless given. task, time: what columns and times mean; a run brings its own.
+    method, buckets, rtol, atol, slots: see `Deployment`; for cells alone. metrics: for the model card.
+    verify_steps: length of the verified chains. progress: called with stage, done, total.
+
+    The bundle appears whole or not at all. Raises PathError where `out` exists and `force` is not given,
+    CheckpointError for a run that cannot be read or weights that are not finite, InputError for options that do not
+    fit, ExportError where the module does not follow the protocol or the graphs differ from it.
+    """
+    final = Path(out).absolute()
+    _refuse_target(final, force)
+    source = _source(module_or_run, task, time, metrics)
+    _check_phase(source)
+    deployment = Deployment(method, tuple(sorted(set(buckets))), rtol, atol, slots)
+    source = dataclasses.replace(source, module=_deployed(source.module, deployment))
+    made = _Export(source, name or final.name, deployment, progress)
+    with new_directory(final, force) as directory:
+        return made.write(directory, verify_steps)
+
+
+def _refuse_target(final: Path, force: bool) -> None:
+    """PathError unless `final` is free, or `force` is given and it is a bundle: never replace somebody's folder."""
+    refuse_existing(final, force)
+    replaceable = (final / MANIFEST_NAME).is_file() or (final.is_dir() and not any(final.iterdir()))
+    if os.path.lexists(final) and not replaceable:
+        raise PathError(f"{final} is no bundle, and --force replaces nothing else; choose another path")
+
+
+def _check_phase(source: _Source) -> None:
+    phase, pairs = source.module.spec().input("phase"), len(source.time.frequencies)  # type: ignore[operator]
+    if phase is not None and phase.shape != (2 * pairs,):
+        raise InputError(
+            f"phase has shape {list(phase.shape)}, but times have {pairs} frequencies, a sine and a cosine each; "
+            "pass export_bundle a TimeSpec with the frequencies"
+        )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A module and what is known of it. sha256: of the weights that it was made from."""
+
+    module: nn.Module
+    task: TaskSpec
+    time: TimeSpec
+    metrics: Mapping[str, Any]
+    training: Mapping[str, Any]
+    sha256: str
+
+
+def _source(
+    given: nn.Module | str | Path, task: TaskSpec | None, time: TimeSpec | None, metrics: Mapping[str, Any] | None
+) -> _Source:
+    if isinstance(given, nn.Module):
+        module = given.eval()
+        spec = check_module(module)
+        sha256 = hashlib.sha256(encode_tensors(module.state_dict())).hexdigest()
+        return _Source(module, task or _plain_task(spec), time or _plain_time(module), metrics or {}, {}, sha256)
+    module, info = load_checkpoint(given)
+    check_module(module)
+    training = {"settings": msgspec.to_builtins(info.settings), "data": msgspec.to_builtins(info.data)}
+    sha256 = hashlib.sha256(encode_tensors(module.state_dict())).hexdigest()
+    return _Source(module, task or info.task, time or info.time, metrics or info.metrics, training, sha256)
+
+
+def _plain_task(spec: StepSpec) -> TaskSpec:
+    """Columns x0, x1, … for a module that comes without a table."""
+    x = next(t for t in spec.inputs if t.name == "x")
+    return TaskSpec("step", tuple(f"x{i}" for i in range(x.size)), time="time" if spec.input("dt") else None)
+
+
+def _plain_time(module: nn.Module) -> TimeSpec:
+    """Ticks of a nanosecond, a model unit of a second."""
+    return TimeSpec(frequencies=module.config.frequencies if isinstance(module, Cell) else ())
+
+
+def _deployed(module: nn.Module, deployment: Deployment) -> nn.Module:
+    """The cell with the solver and slots it is deployed with; no weight depends on either."""
+    if not isinstance(module, Cell):
+        changed = [f.name for f in dataclasses.fields(Deployment) if getattr(deployment, f.name) != f.default]
+        if changed:
+            raise InputError(f"{changed[0]} is given, but {type(module).__name__} has no solver; leave it out")
+        return module
+    config = module.config
+    if not deployment.buckets or deployment.buckets[0] < 1:
+        raise InputError(f"buckets are {deployment.buckets}; give at least one number of solver steps, from 1")
+    if deployment.slots is not None and "episodic" not in config.stores:
+        raise InputError("slots is given, but the model has no episodic memory; leave it out")
+    sizes = config.sizes if deployment.slots is None else dataclasses.replace(config.sizes, slots=deployment.slots)
+    if sizes.slots < 1:
+        raise InputError(f"slots is {sizes.slots}; give at least 1")
+    cell = Cell(
+        dataclasses.replace(
+            config,
+            sizes=sizes,
+            method=deployment.method or config.method,
+            rtol=config.rtol if deployment.rtol is None else deployment.rtol,
+            atol=config.atol if deployment.atol is None else deployment.atol,
+            steps=_default_bucket(config.steps, deployment.buckets),
+        )
+    )
+    cell.load_state_dict(module.state_dict())
+    return cell.eval()
+
+
+def _default_bucket(trained: int, buckets: tuple[int, ...]) -> int:
+    """The trained number of steps, or the next that there is."""
+    return next((bucket for bucket in buckets if bucket >= trained), buckets[-1])
+
+
+class _Export:
+    """One export on its way: traces, verifies, writes."""
+
+    def __init__(self, source: _Source, name: str, deployment: Deployment, progress: Progress) -> None:
+        self.source, self.name, self.progress = source, name, progress
+        self.module = source.module
+        self.spec: StepSpec = source.module.spec()  # type: ignore[operator]
+        self.buckets = deployment.buckets if isinstance(source.module, Cell) else ()
+        self.version = installed.version("odestream")
+
+    def write(self, directory: Path, verify_steps: int) -> Manifest:
+        """Write all files into `directory` and check them there."""
+        self.progress("tracing", 0, 1)
+        traced = trace_cell(self.module) if isinstance(self.module, Cell) else trace_module(self.module)
+        weights, entries = encode_weights(traced.weights)
+        graphs = build_graphs(traced, self.buckets, entries, self.version)
+        draft = self._draft(weights, entries)
+        parity = self._verified(draft, graphs, traced.weights, verify_steps)
+        manifest = msgspec.structs.replace(draft, parity=parity.rows)
+        files = {WEIGHTS_NAME: weights, VECTORS_NAME: encode_vectors(parity.vectors)}
+        for label, graph in graphs.items():
+            set_metadata(graph, _metadata(manifest, label))
+            files[graph_file(label)] = graph.SerializeToString()
+        files[CARD_NAME] = model_card(manifest, files, self.source.training).encode()
+        manifest = msgspec.structs.replace(manifest, files={name: _entry(files[name]) for name in sorted(files)})
+        check_manifest(manifest, MANIFEST_NAME)
+        for name, data in {**files, MANIFEST_NAME: encode_manifest(manifest)}.items():
+            (directory / name).write_bytes(data)
+        return self._checked(directory)
+
+    def _draft(self, weights: bytes, entries: tuple[WeightEntry, ...]) -> Manifest:
+        """The manifest but for parity and files."""
+        config = self.module.config.to_dict() if isinstance(self.module, Cell) else {}
+        identified = {key: value for key, value in config.items() if key not in SOLVER_FIELDS}
+        solver = self._solver()
+        labels = [str(bucket) for bucket in self.buckets] or [NO_SOLVER]
+        return Manifest(
+            schema=SCHEMA_VERSION,
+            name=self.name,
+            identity=model_identity(weights, self.spec, identified),
+            dtype="fp32",
+            spec=self.spec,
+            task=self.source.task,
+            time=self.source.time,
+            solver=solver,
+            default_graph=NO_SOLVER if solver is None else str(solver.default_bucket),
+            graphs={label: graph_file(label) for label in labels},
+            gate_names=gate_names(self.module.config) if isinstance(self.module, Cell) else self._plain_gates(),
+            weights=entries,
+            parity=(),
+            config=config,
+            metrics=dict(self.source.metrics),
+            provenance=self._provenance(),
+            files={},
+        )
+
+    def _plain_gates(self) -> tuple[str, ...]:
+        gates = self.spec.output("gates")
+        return tuple(f"gate{i}" for i in range(gates.size)) if gates else ()
+
+    def _solver(self) -> SolverSpec | None:
+        if not isinstance(self.module, Cell):
+            return None
+        config = self.module.config
+        return SolverSpec(
+            method=config.method,
+            buckets=self.buckets,
+            default_bucket=config.steps,
+            rtol=config.rtol,
+            atol=config.atol,
+            error_estimate=tableau(config.method).error is not None,
+            stiffness=self.module.field.stiffness(),
+        )
+
+    def _provenance(self) -> dict[str, str]:
+        now = datetime.datetime.now(datetime.timezone.utc)
+        return {
+            "odestream": self.version,
+            "torch": str(torch.__version__),
+            "onnx": onnx.__version__,
+            "date": now.isoformat(timespec="seconds"),
+            "source": type(self.module).__qualname__,
+            "source_sha256": self.source.sha256,
+        }
+
+    def _verified(
+        self, draft: Manifest, graphs: Mapping[str, onnx.ModelProto], weights: Mapping[str, Tensor], steps: int
+    ) -> Parity:
+        """Run the graphs as a backend will get them, before anything is on the disk."""
+        files = {draft.graphs[label]: graph.SerializeToString() for label, graph in graphs.items()}
+        bundle = Bundle(Path(self.name), draft, files, {name: tensor.numpy() for name, tensor in weights.items()})
+        total, done = steps * min(len(graphs), 2), 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            self.progress("verifying", done, total)
+
+        engine = open_engine(BACKEND, bundle, threads=1)
+        try:
+            parity = verify(engine, draft, self.module, steps, tick)
+        finally:
+            engine.close()
+        _refuse_differences(parity.rows)
+        return parity
+
+    def _checked(self, directory: Path) -> Manifest:
+        """Read the bundle as its users will, and let onnx check each file beside its weights."""
+        self.progress("checking", 0, 1)
+        loaded = read_bundle(directory)
+        loaded.vectors()
+        for file in loaded.manifest.graphs.values():
+            _check_onnx(directory / file)
+        return loaded.manifest
+
+
+def _check_onnx(path: Path) -> None:
+    """By path, since the weights lie outside the file."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as cause:
+        raise ExportError(
+            f"{path.name}: onnx refuses it ({cause}); report it with the model's configuration"
+        ) from cause
+
+
+def _refuse_differences(rows: Sequence[ParityRow]) -> None:
+    bad = failures(list(rows))
+    if bad:
+        worst = bad[0]
+        bucket = f" in bucket {worst.bucket}" if worst.bucket else ""
+        raise ExportError(
+            f"{worst.tensor} differs from the torch step by {worst.error:.1e} of its scale ({worst.check}{bucket}), "
+            f"allowed is {worst.tolerance:.0e}, and {len(bad)} of {len(rows)} checks failed; a step that amplifies "
+            "rounding or depends on ties cannot be exported: simplify it"
+        )
+
+
+def _entry(data: bytes) -> FileEntry:
+    return FileEntry(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def _metadata(manifest: Manifest, label: str) -> dict[str, str]:
+    """What a graph says of itself to tools that know nothing of bundles."""
+    worst = {row.tensor: max(r.error for r in manifest.parity if r.tensor == row.tensor) for row in manifest.parity}
+    return {
+        "description": f"One step of {manifest.name}; state_in_* and state_out_* pair by name.",
+        "author": "odestream",
+        "date": manifest.provenance["date"],
+        "version": manifest.provenance["odestream"],
+        "license": "unspecified",
+        "odestream.schema": str(manifest.schema),
+        "odestream.state": msgspec.json.encode(manifest.spec.state).decode(),
+        "odestream.solver": msgspec.json.encode(manifest.solver).decode(),
+        "odestream.bucket": label,
+        "odestream.source_sha256": manifest.provenance["source_sha256"],
+        "odestream.parity": json.dumps(worst),
+    }

@@ -1,0 +1,157 @@
+"""MODEL_CARD.md: what a person wants to know of a bundle before using it, written from its manifest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from odestream.runtime.contract.manifest import Manifest, ParityRow, SolverSpec
+
+
+def model_card(manifest: Manifest, files: Mapping[str, bytes], training: Mapping[str, Any]) -> str:
+    """The card's text. files: name → content of the bundle's other files; training: what the run says of itself."""
+    sections = (
+        ("", _summary(manifest)),
+        ("Training", _training(training)),
+        ("Accuracy", _accuracy(manifest.metrics)),
+        ("Inputs and outputs", _tensors(manifest)),
+        ("State", _state(manifest)),
+        ("Solver", _solver(manifest.solver)),
+        ("Parity with torch", _parity(manifest.parity)),
+        ("Files", _table(("file", "bytes"), [(name, f"{len(data):,}") for name, data in sorted(files.items())])),
+        ("Use", _use(manifest)),
+        ("Provenance", _table(("", ""), [(f"{key}", f"`{value}`") for key, value in manifest.provenance.items()])),
+    )
+    return "\n".join(f"## {title}\n\n{text}\n" if title else f"{text}\n" for title, text in sections)
+
+
+def _summary(manifest: Manifest) -> str:
+    task = manifest.task
+    what = {
+        "forecast": f"Forecasts {', '.join(task.targets)} from {', '.join(task.inputs)} at irregular times.",
+        "classify": f"Classifies streams of {', '.join(task.inputs)} into {', '.join(task.labels)}.",
+        "tokens": "Predicts the next byte of a text.",
+        "step": "A step function exported from a torch module.",
+    }[task.kind]
+    parameters = sum(math.prod(entry.shape) for entry in manifest.weights)
+    return (
+        f"# {manifest.name}\n\n{what} One call takes one observation and the state, and returns the answer and the "
+        f"new state.\n\n{parameters:,} weights in float32; {manifest.spec.state_bytes:,} bytes of state a stream."
+    )
+
+
+def _training(training: Mapping[str, Any]) -> str:
+    if not training:
+        return "Exported from a module; nothing is recorded of its training."
+    rows = [(f"{group}: {key}", _text(value)) for group, values in training.items() for key, value in values.items()]
+    return _table(("", ""), [row for row in rows if row[1]])
+
+
+def _accuracy(metrics: Mapping[str, Any]) -> str:
+    """Whatever the trainer measured, rivals beside the model."""
+    return "\n\n".join(_measures(metrics, "")) or "Not measured."
+
+
+def _measures(metrics: Mapping[str, Any], title: str) -> Iterable[str]:
+    """Tables of a tree of measures: groups with the same measures are the rows of one table."""
+    single = [(key, _text(value)) for key, value in metrics.items() if not isinstance(value, Mapping)]
+    if single:
+        yield _titled(title, _table(("measure", "value"), single))
+    groups = {key: value for key, value in metrics.items() if isinstance(value, Mapping)}
+    rows = {key: dict(_leaves(value)) for key, value in groups.items()}
+    heads = {tuple(row) for row in rows.values()}
+    if len(heads) == 1 and all(any(not isinstance(v, Mapping) for v in group.values()) for group in groups.values()):
+        lines = [(key, *map(_text, row.values())) for key, row in rows.items()]
+        yield _titled(title, _table(("", *heads.pop()), lines))
+        return
+    for key, group in groups.items():
+        yield from _measures(group, f"{title}, {key}" if title else key)
+
+
+def _titled(title: str, table: str) -> str:
+    return f"**{title.replace('_', ' ')}**\n\n{table}" if title else table
+
+
+def _tensors(manifest: Manifest) -> str:
+    rows = [("input", t.name, _shape(t.shape), t.dtype) for t in manifest.spec.inputs]
+    rows += [("output", t.name, _shape(t.shape), t.dtype) for t in manifest.spec.outputs]
+    text = _table(("", "name", "shape", "dtype"), rows)
+    columns = f"\n\nx holds, in this order: {', '.join(manifest.task.inputs)}." if manifest.task.inputs else ""
+    gates = f"\n\ngates holds: {', '.join(manifest.gate_names)}." if manifest.gate_names else ""
+    return text + columns + gates
+
+
+def _state(manifest: Manifest) -> str:
+    rows = [(m.name, _shape(m.shape), ", ".join(f"{v:g}" for v in m.initial)) for m in manifest.spec.state]
+    pairing = "Graphs name a member NAME `state_in_NAME` and `state_out_NAME`: pair them by name, never by position."
+    return f"{pairing}\n\n{_table(('member', 'shape', 'initial'), rows)}"
+
+
+def _solver(solver: SolverSpec | None) -> str:
+    if solver is None:
+        return "None: the module has one graph."
+    estimate = "with an embedded error estimate" if solver.error_estimate else "without an error estimate (err is 0)"
+    return (
+        f"{solver.method}, {estimate}; graphs with {', '.join(map(str, solver.buckets))} steps a call, "
+        f"{solver.default_bucket} by default. err is in units of the tolerance, {solver.atol:g} + {solver.rtol:g}·|h|: "
+        f"above 1 a result is flagged. The field's stiffness is at most {solver.stiffness:.3g} per model time unit; "
+        "longer gaps than the default graph takes stably are split by the runtime."
+    )
+
+
+def _parity(rows: Sequence[ParityRow]) -> str:
+    """The worst tensor of each check; all rows stand in the manifest."""
+    groups: dict[tuple[str, int, int], list[ParityRow]] = {}
+    for row in rows:
+        groups.setdefault((row.check, row.bucket, row.steps), []).append(row)
+    lines = []
+    for (check, bucket, steps), group in groups.items():
+        values = max((r for r in group if r.tensor != "err"), key=lambda r: r.error)
+        err = [r.error for r in group if r.tensor == "err"]
+        estimate = f"{err[0]:.1e}" if err else ""
+        lines.append((check, str(bucket or "all"), f"{steps:,}", f"{values.error:.1e}", values.tensor, estimate))
+    limits = sorted({(r.tensor == "err", r.tolerance) for r in rows})
+    allowed = " and ".join(f"{limit:.0e} for {'err' if is_err else 'values'}" for is_err, limit in limits)
+    head = ("check", "bucket", "steps", "largest difference", "of", "of err")
+    return (
+        "Largest difference from the eager torch step over irregular gaps, holes, queries and resets, relative to the "
+        f"tensor's largest value (err: in units of the tolerance). Allowed: {allowed}.\n\n{_table(head, lines)}"
+    )
+
+
+def _use(manifest: Manifest) -> str:
+    return (
+        f"```\nodestream verify {manifest.name}\n"
+        f"odestream run {manifest.name} --input data.csv --output predictions.csv\n```\n\n"
+        "```python\nfrom odestream.runtime import load\n\n"
+        f'with load("{manifest.name}") as model:\n    stream = model.stream()\n    out = stream.step(x, t=ticks)\n```'
+    )
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, inner in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(inner, Mapping):
+            yield from _leaves(inner, f"{name} / ")
+        else:
+            yield name, inner
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(_text(item) for item in value)
+    return str(value)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(['B', *map(str, shape)])}]"

@@ -1,0 +1,147 @@
+"""`odestream export`: a training run or any step module in, a verified bundle out."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import rich.console
+import rich.progress
+import typer
+
+from odestream.runtime.atomic import refuse_existing
+from odestream.runtime.errors import CheckpointError, ExportError, InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from odestream.export.bundle import Progress
+
+DEFAULT_BUCKETS = "1,2,4,8,16"
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODULE:FACTORY",
+            help="A finished training run, or what makes a torch module with spec() and step().",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The bundle's directory.", show_default=False)],
+    weights: Annotated[
+        Path | None, typer.Option(help="MODULE:FACTORY only: its state dict, a safetensors file.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Solver method; the trained one by default.")] = None,
+    buckets: Annotated[str, typer.Option(help="Solver steps, a graph each.")] = DEFAULT_BUCKETS,
+    rtol: Annotated[float | None, typer.Option(help="Relative tolerance, unit of err.")] = None,
+    atol: Annotated[float | None, typer.Option(help="Absolute tolerance, unit of err.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Slots of the episodic memory; as trained by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle where it exists.")] = False,
+) -> None:
+    """Export to ONNX, one graph for each number of solver steps, verified against torch before it appears."""
+    refuse_existing(out, force)
+    steps = _parse_buckets(buckets)
+    from odestream.export.bundle import export_bundle
+
+    given = _factory_module(source, weights) if ":" in source and not Path(source).exists() else _run(source, weights)
+    with _progress() as progress:
+        manifest = export_bundle(
+            given,
+            out,
+            method=method,
+            buckets=steps,
+            rtol=rtol,
+            atol=atol,
+            slots=slots,
+            force=force,
+            progress=progress,
+        )
+    values = max(row.error for row in manifest.parity if row.tensor != "err")
+    graphs = ", ".join(manifest.graphs.values())
+    print(f"{out}: {graphs}; largest difference from torch {values:.1e} of a tensor's scale")
+
+
+def _parse_buckets(text: str) -> tuple[int, ...]:
+    try:
+        buckets = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--buckets is {text!r}; give numbers of solver steps, such as {DEFAULT_BUCKETS}") from None
+    if not buckets or min(buckets) < 1:
+        raise InputError(f"--buckets is {text!r}; every number of solver steps must be at least 1")
+    return buckets
+
+
+def _run(source: str, weights: Path | None) -> Path:
+    if weights is not None:
+        raise InputError(f"--weights belongs to MODULE:FACTORY; {source} brings its own weights: leave it out")
+    return Path(source)
+
+
+def _factory_module(source: str, weights: Path | None) -> nn.Module:
+    """Import MODULE with the current directory in the path, call FACTORY, load the weights."""
+    module = _make(source)
+    from torch import nn
+
+    if not isinstance(module, nn.Module):
+        raise ExportError(f"{source} made a {type(module).__name__}; let it return a torch module")
+    if weights is not None:
+        _load_weights(module, weights)
+    return module
+
+
+def _make(source: str) -> Any:
+    name, _, attribute = source.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory = getattr(importlib.import_module(name), attribute)
+    except ImportError as cause:
+        raise InputError(f"{source}: cannot import {name} ({cause}); run from the directory that holds it") from cause
+    except AttributeError as cause:
+        raise InputError(
+            f"{source}: {name} has no {attribute!r}; name a class or function without arguments"
+        ) from cause
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    try:
+        return factory()
+    except TypeError as cause:
+        raise ExportError(f"{source}: {cause}; FACTORY must be a class or function without arguments") from cause
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    from odestream.models.checkpoint import decode_tensors
+
+    try:
+        data = path.read_bytes()
+    except OSError as cause:
+        raise CheckpointError(f"{path}: cannot be read ({cause.strerror}); name a safetensors file") from cause
+    try:
+        module.load_state_dict(decode_tensors(data, str(path)))
+    except RuntimeError as cause:
+        reason = " ".join(str(cause).split())
+        raise CheckpointError(
+            f"{path}: does not fit {type(module).__name__} ({reason}); give its own state dict"
+        ) from cause
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on standard error for the stage that runs."""
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+
+        yield show

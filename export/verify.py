@@ -1,0 +1,237 @@
+"""Parity: the torch step and a backend run side by side, call by call and chained."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from odestream.export.plan import BATCH, Plan, Source, make_plan, source
+from odestream.export.protocol import Tensors, initial_state
+from odestream.export.vectors import Recorder
+from odestream.models.cell import Cell
+from odestream.runtime.arena import Arena, Layout
+from odestream.runtime.backends import Binding, Engine, open_engine
+from odestream.runtime.bundle import Bundle, read_bundle
+from odestream.runtime.contract.checks import NO_SOLVER
+from odestream.runtime.contract.manifest import Manifest, ParityRow
+from odestream.runtime.contract.spec import StepSpec
+from odestream.runtime.contract.tolerances import Tolerances, tolerances
+from odestream.runtime.contract.vectors import Vectors
+from odestream.runtime.errors import InputError
+
+Reference = Callable[[str, Tensors, Tensors], tuple[Tensors, Tensors]]
+Ticker = Callable[[], None]
+
+ONE_CALL, CHAINED, MIXED = "one call", "chained", "chained, mixed buckets"
+NO_SINGLE_BUCKET = 0
+STORED_MIXED_STEPS = 200
+CALLS_A_BUCKET = 8
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What a verification found, and the chain it ran with torch's answers, for replays without torch."""
+
+    rows: tuple[ParityRow, ...]
+    vectors: Vectors
+
+
+def torch_reference(module: nn.Module) -> Reference:
+    """The eager step as a function of the graph's label: a cell takes as many solver steps as the label says."""
+    made: dict[str, nn.Module] = {}
+
+    def step(label: str, inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        if label not in made:
+            made[label] = _for_label(module, label)
+        with torch.inference_mode():
+            outputs, after = made[label].step(inputs, state)  # type: ignore[operator]
+        return dict(outputs), dict(after)
+
+    return step
+
+
+def verify(engine: Engine, manifest: Manifest, module: nn.Module, steps: int, tick: Ticker = lambda: None) -> Parity:
+    """Run `steps` chained steps in the default graph, as many through mixed graphs, and single calls in each."""
+    with _one_thread():
+        return _verify(engine, manifest, module, steps, tick)
+
+
+def verify_bundle(
+    bundle: str | Path, module: nn.Module, steps: int = 1000, backend: str = "onnxruntime"
+) -> tuple[ParityRow, ...]:
+    """Compare a finished bundle with the module that it was exported from; a row passes where error <= tolerance."""
+    loaded = read_bundle(bundle)
+    return _verify_loaded(loaded, module, steps, backend)
+
+
+def verify_against_run(
+    bundle: str | Path, run: str | Path, steps: int = 1000, backend: str = "onnxruntime"
+) -> tuple[ParityRow, ...]:
+    """Compare a finished bundle with the training run that it was exported from; see `verify_bundle`.
+
+    Raises InputError where the bundle was not exported from a run of such a model.
+    """
+    from odestream.models.checkpoint import load_checkpoint
+    from odestream.models.config import CellConfig
+
+    loaded = read_bundle(bundle)
+    trained, _ = load_checkpoint(run)
+    if not loaded.manifest.config:
+        raise InputError(f"{bundle} was exported from a module, not from a training run; verify it without --run")
+    cell = Cell(CellConfig.from_dict(loaded.manifest.config))
+    own, theirs = cell.state_dict(), trained.state_dict()
+    if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in theirs.items()}:
+        raise InputError(f"{bundle} was not exported from {run}: the weights' shapes differ; name its own run")
+    cell.load_state_dict(theirs)
+    return _verify_loaded(loaded, cell.eval(), steps, backend)
+
+
+def _verify(engine: Engine, manifest: Manifest, module: nn.Module, steps: int, tick: Ticker) -> Parity:
+    spec, labels = manifest.spec, list(manifest.graphs)
+    origin = source(module, spec, manifest.solver, manifest.time)
+    run = _Run(spec, torch_reference(module), engine.bind(BATCH), tick)
+    limits = tolerances(manifest.dtype, engine.name)
+    default = make_plan(origin, [manifest.default_graph] * steps, seed=1)
+    rows = run.chain(default).rows(CHAINED, _bucket(manifest.default_graph), steps, limits)
+    rows += [row for label in labels for row in _single_calls(run, origin, label, limits)]
+    if len(labels) > 1:
+        mixed = make_plan(origin, _mixture(labels, steps), seed=2)
+        rows += run.chain(mixed, store=STORED_MIXED_STEPS).rows(MIXED, NO_SINGLE_BUCKET, steps, limits)
+    return Parity(tuple(rows), run.record.vectors())
+
+
+def _verify_loaded(bundle: Bundle, module: nn.Module, steps: int, backend: str) -> tuple[ParityRow, ...]:
+    engine = open_engine(backend, bundle, threads=1)
+    try:
+        return verify(engine, bundle.manifest, module, steps).rows
+    finally:
+        engine.close()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A step's matrices are too small to share: threads that wait for each other take the cores from the backend."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _for_label(module: nn.Module, label: str) -> nn.Module:
+    """A shallow copy of a cell, which shares its weights, with another number of solver steps."""
+    if label == NO_SOLVER or not isinstance(module, Cell):
+        return module
+    clone = copy.copy(module)
+    clone.config = dataclasses.replace(module.config, steps=int(label))
+    return clone
+
+
+def _mixture(labels: Sequence[str], steps: int) -> list[str]:
+    """Every step in another graph than the one before, each pair of graphs in turn."""
+    order = [labels[(i * stride) % len(labels)] for stride in range(1, len(labels)) for i in range(len(labels))]
+    return [order[i % len(order)] for i in range(steps)]
+
+
+def _bucket(label: str) -> int:
+    return NO_SINGLE_BUCKET if label == NO_SOLVER else int(label)
+
+
+def _single_calls(run: _Run, origin: Source, label: str, limits: Tolerances) -> list[ParityRow]:
+    """A few calls of one graph, each from the state that the default chain left."""
+    plan = make_plan(origin, [label] * CALLS_A_BUCKET, seed=3)
+    return run.calls(plan).rows(ONE_CALL, _bucket(label), 1, limits)
+
+
+class _Run:
+    """Torch and a binding side by side, over flat arrays: one comparison a call, whatever the number of tensors."""
+
+    def __init__(self, spec: StepSpec, reference: Reference, binding: Binding, tick: Ticker) -> None:
+        self.spec, self.reference, self.binding, self.tick = spec, reference, binding, tick
+        self.layouts = Layout(spec.outputs, BATCH), Layout(spec.state, BATCH)
+        self.state = initial_state(spec, BATCH)
+        self.record = Recorder(spec)
+
+    def chain(self, plan: Plan, store: int | None = None) -> _Differences:
+        """Reset, then follow the plan, each side from its own state; the first `store` rows, or all, are recorded."""
+        found, stored = _Differences(*self.layouts), len(plan.labels) if store is None else store
+        self.state = initial_state(self.spec, BATCH)
+        self._set_state()
+        for i, label in enumerate(plan.labels):
+            self.state = self._call(plan, i, label, found)
+            self.binding.swap()
+            if i < stored:
+                self.record.add(plan, i, *found.expected)
+            self.tick()
+        return found
+
+    def calls(self, plan: Plan) -> _Differences:
+        """Each row of the plan from the same state, which stays as it is."""
+        found = _Differences(*self.layouts)
+        self._set_state()
+        for i, label in enumerate(plan.labels):
+            self._call(plan, i, label, found)
+        return found
+
+    def _call(self, plan: Plan, i: int, label: str, found: _Differences) -> Tensors:
+        for name, values in plan.inputs.items():
+            self.binding.inputs[name][...] = values[i]
+        inputs = {name: torch.from_numpy(np.asarray(values[i])) for name, values in plan.inputs.items()}
+        outputs, after = self.reference(label, inputs, self.state)
+        self.binding.run(label)
+        found.add(outputs, after, self.binding)
+        return after
+
+    def _set_state(self) -> None:
+        for name, view in self.layouts[1].views(self.binding.arena).items():
+            view[...] = self.state[name].numpy()
+
+
+class _Differences:
+    """Largest differences and largest values, element by element, until `rows` sums them up by tensor."""
+
+    def __init__(self, outputs: Layout, state: Layout) -> None:
+        self.sides = [_Side(outputs), _Side(state)]
+
+    @property
+    def expected(self) -> tuple[Mapping[str, NDArray[np.float32]], Mapping[str, NDArray[np.float32]]]:
+        """The reference's last outputs and state."""
+        return self.sides[0].views, self.sides[1].views
+
+    def add(self, outputs: Tensors, state: Tensors, binding: Binding) -> None:
+        self.sides[0].add(outputs, binding.flat_outputs)
+        self.sides[1].add(state, binding.next_arena)
+
+    def rows(self, check: str, bucket: int, steps: int, limits: Tolerances) -> list[ParityRow]:
+        found: list[ParityRow] = []
+        for side in self.sides:
+            errors, values = side.layout.views(side.errors), side.layout.views(side.values)
+            for name in errors:
+                limit = limits.of(name)
+                scale = max(float(values[name].max()), limit.floor)
+                found.append(ParityRow(check, bucket, name, steps, float(errors[name].max()) / scale, limit.limit))
+        return found
+
+
+class _Side:
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.expected, self.errors, self.values = layout.empty(), layout.empty(), layout.empty()
+        self.views = layout.views(self.expected)
+
+    def add(self, tensors: Tensors, found: Arena) -> None:
+        for name, view in self.views.items():
+            view[...] = tensors[name].numpy()
+        # np.maximum keeps NaN, so a NaN anywhere fails the check in the end.
+        np.maximum(self.errors, np.abs(found - self.expected), out=self.errors)
+        np.maximum(self.values, np.abs(self.expected), out=self.values)

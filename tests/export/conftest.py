@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from odestream.export import export_bundle
+from odestream.models.cell import Cell
+from odestream.models.config import CellConfig, Sizes, Task
+from odestream.runtime.bundle import Bundle, read_bundle
+from odestream.runtime.contract.manifest import TaskSpec, TimeSpec
+from tests.helpers.gru import Gru
+from tests.helpers.sequences import random_cell
+
+# No two widths are alike, none is a multiple of a vector's width.
+SIZES = Sizes(hidden=13, field=21, content=11, head=15, gate=9, window=4, slots=5, heads=2, keys=6, values=7)
+BUCKETS = (1, 2, 4, 8, 16)
+
+CONFIGS: dict[Task, CellConfig] = {
+    "forecast": CellConfig(
+        "forecast",
+        2,
+        SIZES,
+        scale=(0.5, 3.0),
+        centre=(350.0, -1.0),
+        averages=(1.0, 10.0, 100.0),
+        frequencies=(0.3, 1.7),
+        surprise_gate=True,
+    ),
+    "classify": CellConfig("classify", 3, SIZES, scale=(1.0,) * 3, centre=(0.0,) * 3, outputs=5),
+    "tokens": CellConfig("tokens", 1, SIZES, scale=(1.0,), centre=(0.0,)),
+}
+TASKS = {
+    "forecast": TaskSpec("forecast", ("co2", "wind"), ("co2",), time="t"),
+    "classify": TaskSpec("classify", ("a", "b", "c"), ("label",), ("p", "q", "r", "s", "t"), time="t"),
+    "tokens": TaskSpec("tokens", ("text",)),
+}
+
+Exported = Callable[[Task], tuple[Cell, Bundle]]
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A cell of each task and its bundle, made when first asked for; the forecast is verified in full."""
+    made: dict[Task, tuple[Cell, Bundle]] = {}
+
+    def get(task: Task) -> tuple[Cell, Bundle]:
+        if task not in made:
+            path = tmp_path_factory.mktemp("exported") / task
+            cell = random_cell(CONFIGS[task])
+            time = TimeSpec(frequencies=cell.config.frequencies)
+            steps = 1000 if task == "forecast" else 50
+            export_bundle(cell, path, task=TASKS[task], time=time, buckets=BUCKETS, verify_steps=steps)
+            made[task] = cell, read_bundle(path)
+        return made[task]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def gru_bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Gru, Path]:
+    """A plain GRU cell and its bundle."""
+    path, module = tmp_path_factory.mktemp("gru") / "bundle", Gru()
+    export_bundle(module, path, verify_steps=100)
+    return module, path
