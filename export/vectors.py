@@ -28,11 +28,23 @@ class Recorder:
     reset: list[bool] = field(default_factory=list)
     state: dict[int, Arrays] = field(default_factory=dict)
 
-    def add(self, plan: Plan, i: int, outputs: Arrays, state: Arrays) -> None:
-        """Append row `i` of the plan with its answers, which are copied; whole states are kept now and then."""
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def truncate(self, rows: int) -> None:
+        """Forget all but the first `rows`, whose last one was the last of a chain."""
+        for column in (self.inputs, self.outputs, self.labels, self.reset):
+            del column[rows:]
+        self.state = {row: state for row, state in self.state.items() if row < rows}
+
+    def add(self, plan: Plan, i: int, reset: bool, outputs: Arrays, state: Arrays) -> None:
+        """Append row `i` of the plan with its answers, which are copied; whole states are kept now and then.
+
+        reset: whether the row started from initial values.
+        """
         self.inputs.append({name: values[i] for name, values in plan.inputs.items()})
         self.outputs.append({name: value.copy() for name, value in outputs.items()})
-        self.reset.append(i == 0)
+        self.reset.append(reset)
         self.labels.append(plan.labels[i])
         row = len(self.labels) - 1
         if row % CHECKPOINT_EVERY != 0:

@@ -6,15 +6,21 @@ for every tableau. `integrate` hands the same field to torchdiffeq, as reference
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
-from torchdiffeq import odeint, odeint_adjoint
 
 from odestream.models.field import FieldWeights, derivative, drive, rotate
 from odestream.runtime.contract.tableau import ButcherTableau, tableau
+from odestream.runtime.errors import InputError
+
+Integrator = Callable[[Tensor, Tensor, Tensor | None, Tensor, FieldWeights], Tensor]
+"""(h, u, phase, dt, weights) -> h': what may stand in for the unrolled solver while a cell trains."""
 
 
 def ode_flow(
@@ -58,18 +64,18 @@ def unrolled_flow(
     atol: float,
 ) -> tuple[Tensor, Tensor]:
     """The body of `ode_flow`."""
-    table = tableau(method)
+    table, row = tableau(method), _coefficients(method)
     fixed = _fixed_parts(u, phase, dt, w, table, steps)
     size = dt * (1.0 / steps)
     start, errors = h, []
     stages = [derivative(h, fixed[0][0], w)]
     for n in range(steps):
         for i in range(1, table.stages):
-            stages.append(derivative(h + size * _weighted(table.a[i], stages), fixed[n][i], w))
-        after = h + size * _weighted(table.b, stages)
-        if table.error is not None:
+            stages.append(derivative(h + size * _weighted(row.a[i], stages), fixed[n][i], w))
+        after = h + size * _weighted(row.b, stages)
+        if row.error:
             allowed = atol + rtol * torch.maximum(torch.abs(h), torch.abs(after))
-            ratio = size * _weighted(table.error, stages) / allowed
+            ratio = size * _weighted(row.error, stages) / allowed
             errors.append(torch.sqrt(torch.mean(ratio * ratio, dim=-1, keepdim=True)))
         h = after
         if n + 1 < steps:
@@ -96,15 +102,68 @@ def integrate(
     Every row flows over its own dt, since s runs from 0 to 1 and dt is a factor of the field; the adaptive step
     size is shared by the batch. Shapes as in `ode_flow`; returns h' [B, D].
     """
-    field = _Rescaled(u, phase, dt, w)
+    from torchdiffeq import odeint, odeint_adjoint  # brings scipy along, half a second that no other way needs
+
     s = torch.linspace(0.0, 1.0, 2, dtype=h.dtype, device=h.device)
+    options = {"method": method, "rtol": rtol, "atol": atol, **options}
+
+    def solve_adjoint(h: Tensor, u: Tensor, phase: Tensor | None, dt: Tensor, *weights: Tensor | None) -> Tensor:
+        parameters = tuple(t for t in (u, phase, dt, *weights) if t is not None and t.requires_grad)
+        field = _Rescaled(u, phase, dt, FieldWeights(*weights))  # type: ignore[arg-type]
+        return odeint_adjoint(field, h, s, adjoint_params=parameters, **options)[-1]  # type: ignore[no-any-return]
+
     if adjoint:
-        parameters = tuple(t for t in (u, phase, dt, *w) if t is not None and t.requires_grad)
-        path = odeint_adjoint(field, h, s, method=method, rtol=rtol, atol=atol, adjoint_params=parameters, **options)
+        after: Tensor = _Isolated.apply(solve_adjoint, h, u, phase, dt, *w)  # type: ignore[no-untyped-call]
     else:
-        path = odeint(field, h, s, method=method, rtol=rtol, atol=atol, **options)
-    after: Tensor = path[-1]
+        after = odeint(_Rescaled(u, phase, dt, w), h, s, **options)[-1]
     return torch.where(dt > 0, after, h)
+
+
+def integrator(name: str) -> Integrator | None:
+    """The integrator that `--solver` names: `odeint:METHOD` or `odeint_adjoint:METHOD` of torchdiffeq.
+
+    None for the name of a tableau, which the cell unrolls itself. InputError lists what is known.
+    """
+    package, colon, method = name.partition(":")
+    if not colon:
+        tableau(name)
+        return None
+    if package not in ("odeint", "odeint_adjoint") or method not in _TORCHDIFFEQ:
+        raise InputError(
+            f"unknown solver {name!r}; choose a tableau such as bosh32, or odeint: or odeint_adjoint: "
+            f"followed by one of {', '.join(_TORCHDIFFEQ)}"
+        )
+    fixed = None if method in _ADAPTIVE else {"step_size": 0.25}
+    return partial(integrate, method=method, rtol=1e-4, atol=1e-5, adjoint=package == "odeint_adjoint", options=fixed)
+
+
+_ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+_FIXED = ("euler", "midpoint", "heun3", "rk4")
+_TORCHDIFFEQ = (*_ADAPTIVE, *_FIXED)
+
+
+class _Isolated(torch.autograd.Function):
+    """A function of tensors, differentiated by itself: its backward pass sees its inputs as leaves.
+
+    The adjoint method differentiates the field again and again, by its parameters and by the drive u. Where u is the
+    outcome of earlier flows by the same parameters, each of these passes would run on into those flows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        needed = ctx.needs_input_grad[1:]
+        ctx.leaves = [
+            None if t is None else t.detach().requires_grad_(need) for t, need in zip(inputs, needed, strict=True)
+        ]
+        with torch.enable_grad():
+            ctx.result = function(*ctx.leaves)
+        return ctx.result.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = [leaf for leaf in ctx.leaves if leaf is not None and leaf.requires_grad]
+        found = iter(torch.autograd.grad(ctx.result, wanted, gradients, allow_unused=True))
+        return None, *(next(found) if leaf is not None and leaf.requires_grad else None for leaf in ctx.leaves)
 
 
 class _Rescaled(nn.Module):
@@ -130,17 +189,47 @@ def _fixed_parts(
     constant = drive(u, w)
     if phase is None or w.time is None or w.frequencies is None:
         return [[constant] * table.stages] * steps
-    times = sorted({(n + c) / steps for n in range(steps) for c in table.c})
-    places = w.frequencies.new_tensor([float(s) for s in times]).unsqueeze(-1) * w.frequencies
-    moved = rotate(phase.unsqueeze(-2), dt.unsqueeze(-1) * places)
+    times, places_of = _stage_times(table.name, steps)
+    angles = w.frequencies.new_tensor(times).unsqueeze(-1) * w.frequencies
+    moved = rotate(phase.unsqueeze(-2), dt.unsqueeze(-1) * angles)
     parts = nn.functional.linear(moved, w.time) + constant.unsqueeze(-2)
-    by_time = dict(zip(times, torch.unbind(parts, dim=-2), strict=True))
-    return [[by_time[(n + c) / steps] for c in table.c] for n in range(steps)]
+    by_time = torch.unbind(parts, dim=-2)
+    return [[by_time[place] for place in places] for places in places_of]
 
 
-def _weighted(weights: Any, stages: list[Tensor]) -> Tensor:
-    """Σ weights_i · stages_i without the zero terms."""
-    terms = [float(weight) * k for weight, k in zip(weights, stages, strict=True) if weight != 0]
+# Rows of a tableau as (stage, weight) pairs without the zeros. Exact fractions are turned into floats once a method,
+# not once a call: that took a fifth of a step's time.
+_Row = tuple[tuple[int, float], ...]
+
+
+class _Coefficients(NamedTuple):
+    """A tableau's a, b and error weights (empty without an estimate)."""
+
+    a: tuple[_Row, ...]
+    b: _Row
+    error: _Row
+
+
+@cache
+def _coefficients(method: str) -> _Coefficients:
+    def row(weights: Sequence[Fraction]) -> _Row:
+        return tuple((i, float(weight)) for i, weight in enumerate(weights) if weight != 0)
+
+    table = tableau(method)
+    return _Coefficients(tuple(row(weights) for weights in table.a), row(table.b), row(table.error or ()))
+
+
+@cache
+def _stage_times(method: str, steps: int) -> tuple[list[float], list[list[int]]]:
+    """The distinct times of all stages on 0 … 1, and the place among them of every step's stages."""
+    c = tableau(method).c
+    times = sorted({(n + x) / steps for n in range(steps) for x in c})
+    return [float(s) for s in times], [[times.index((n + x) / steps) for x in c] for n in range(steps)]
+
+
+def _weighted(row: _Row, stages: Sequence[Tensor]) -> Tensor:
+    """Σ weight_i · stage_i."""
+    terms = [weight * stages[i] for i, weight in row]
     total = terms[0]
     for term in terms[1:]:
         total = total + term

@@ -8,6 +8,16 @@ from torch import Tensor
 SURPRISE_START = (0.3, 0.3, 0.0)  # mean, variance, whether an observation was seen
 SURPRISE_RATE = 1 / 32
 SURPRISE_LIMIT = 100.0
+RESIDUAL_LIMIT = 4.0
+
+
+def bounded(residual: Tensor) -> Tensor:
+    """4·tanh(r/4): a residual, in units of the scale, held within ±4.
+
+    An outlier then says that something was far off, not how far: it cannot throw the hidden state, and rounding in an
+    expectation that was far off is not carried on at full size.
+    """
+    return RESIDUAL_LIMIT * torch.tanh(residual * (1.0 / RESIDUAL_LIMIT))
 
 
 def score(amount: Tensor, observed: Tensor, st: Tensor) -> tuple[Tensor, Tensor]:

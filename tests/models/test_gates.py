@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from odestream.models.gates import Gates, hard_sigmoid, write_gate
-from odestream.models.surprise import SURPRISE_START, score
+from odestream.models.surprise import RESIDUAL_LIMIT, SURPRISE_START, bounded, score
 from tests.helpers.problems import tiny_config
 
 
@@ -67,3 +67,11 @@ def test_the_first_observation_counts_as_seen_and_moves_nothing() -> None:
     zeta, same = score(torch.tensor([[50.0]]), ~yes, state)
     assert zeta.item() == 0
     assert torch.equal(same, state)
+
+
+def test_a_bounded_residual_is_itself_when_small_and_stays_within_its_limit() -> None:
+    residual = torch.tensor([-1e30, -3.0, -1e-3, 0.0, 0.1, 1e18])
+    held = bounded(residual)
+    torch.testing.assert_close(held[2:5], residual[2:5], rtol=1e-3, atol=0)
+    assert held.abs().max() <= RESIDUAL_LIMIT
+    assert torch.equal(held.sign(), residual.sign())

@@ -1,0 +1,63 @@
+"""Modules that amplify rounding are compared over shorter chains; wrong graphs are refused all the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from odestream.export import export_bundle
+from odestream.export.verify import SHORTER_CHAINS, verify_bundle
+from odestream.models.cell import Cell
+from odestream.runtime.bundle import read_bundle
+from odestream.runtime.contract.spec import StepSpec, step_spec
+from odestream.runtime.replay import failures
+from tests.export.conftest import CONFIGS, TASKS
+from tests.helpers.sequences import random_cell
+
+WIDTH = 24
+
+
+class Chaotic(nn.Module):
+    """A recurrent net with gains far above one: two states that differ by rounding part within a hundred steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.recur = nn.Linear(WIDTH, WIDTH)
+        self.read = nn.Linear(1, WIDTH)
+        self.recur.weight.data.normal_(std=1.6 / WIDTH**0.5)
+
+    def spec(self) -> StepSpec:
+        return step_spec({"x": (1,)}, {"y": (WIDTH,)}, {"h": (WIDTH,)})
+
+    def step(self, inputs: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        h = torch.tanh(self.recur(state["h"]) + 0.05 * self.read(inputs["x"]))
+        return {"y": h}, {"h": h}
+
+
+def test_a_chaotic_module_is_verified_over_shorter_chains_and_its_card_says_so(tmp_path: Path) -> None:
+    manifest = export_bundle(Chaotic(), tmp_path / "bundle", verify_steps=1000)
+    chained = {row.steps for row in manifest.parity if row.check == "chained"}
+    assert chained <= set(SHORTER_CHAINS)
+    assert not failures(list(manifest.parity))
+    bundle = read_bundle(tmp_path / "bundle")
+    assert "amplifies rounding" in (tmp_path / "bundle" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    resets = bundle.vectors().reset.nonzero()[0]
+    assert (resets % min(chained) == 0).all()
+    assert len(resets) == 1000 // min(chained)
+
+
+def test_a_calm_cell_is_not_given_shorter_chains_for_another_reason(tmp_path: Path) -> None:
+    """Other weights differ from the first call on: no length of chain may hide that."""
+    cell = random_cell(CONFIGS["classify"])
+    export_bundle(cell, tmp_path / "bundle", task=TASKS["classify"], verify_steps=40)
+    other = Cell(cell.config)
+    other.load_state_dict(cell.state_dict())
+    with torch.no_grad():
+        other.encode.bias[0] += 1e-3
+    rows = verify_bundle(tmp_path / "bundle", other, steps=40)
+    bad = failures(list(rows))
+    assert {row.tensor for row in bad} >= {"h", "u"}
+    assert {row.steps for row in bad if row.check == "chained"} == {40}
