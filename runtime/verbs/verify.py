@@ -34,7 +34,8 @@ def verify(
 ) -> None:
     """Check that a bundle computes what it was exported to compute: its stored vectors are replayed here.
 
-    Every output and every state member is compared; an error is the largest difference over the tensor's scale.
+    Every output and every state member is compared; an error is the largest difference over the tensor's scale. Shown
+    are the worst tensor of each check and all that are wrong; --json has every one.
     With --run, fresh inputs are compared with the run's own step, which needs the training extra.
     Exit status 1 where a tensor is beyond its tolerance.
     """
@@ -70,7 +71,12 @@ def _framework() -> Comparison:
 
 def _show(title: str, rows: Sequence[ParityRow], wrong: Sequence[ParityRow]) -> None:
     columns = ("check", "bucket", "tensor", "steps", "error", "tolerance", "")
-    show_table(title, columns, [_row(row, row in wrong) for row in rows], numbers=columns[1:2] + columns[3:6])
+    worst: dict[tuple[str, int, int], ParityRow] = {}
+    for row in rows:
+        key = (row.check, row.bucket, row.steps)
+        worst[key] = max(worst.get(key, row), row, key=lambda r: r.error / r.tolerance)
+    shown = [row for row in rows if row in wrong or row in worst.values()]
+    show_table(title, columns, [_row(row, row in wrong) for row in shown], numbers=columns[1:2] + columns[3:6])
     if wrong:
         print(f"{len(wrong)} of {len(rows)} tensors are wrong; export the bundle again, or choose another backend")
     else:

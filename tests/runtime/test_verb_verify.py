@@ -34,11 +34,13 @@ def verify(bundle: Path, *options: str | Path) -> int:
     return main(["verify", str(bundle), *map(str, options)])
 
 
-def test_true_bundle_passes_and_every_tensor_is_listed(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify(bundle) == 0
-    out = capsys.readouterr().out
-    assert "all 5 tensors are within their tolerance" in out
-    assert {"y", "err", "gates", "h", "n"} <= set(out.split())
+def test_true_bundle_passes_and_every_tensor_is_reported(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(bundle, "--json", tmp_path / "report.json") == 0
+    assert "all 5 tensors are within their tolerance" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert {row["tensor"] for row in rows} == {"y", "err", "gates", "h", "n"}
 
 
 def test_bundle_that_computes_something_else_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +94,7 @@ def test_difference_fails_and_is_marked(
     register(monkeypatch, lambda *_, **__: (RIGHT, WRONG))
     assert verify(bundle, "--run", tmp_path, "--json", tmp_path / "report.json") == 1
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in lines if line.strip().startswith("chained")] == ["ok", "WRONG"]
+    assert [line.split()[-1] for line in lines if line.strip().startswith("chained")] == ["WRONG"]
     assert "1 of 2 tensors are wrong; export the bundle again" in lines[-1]
     assert json.loads((tmp_path / "report.json").read_text())["passed"] is False
 
