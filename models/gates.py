@@ -6,6 +6,7 @@ instead of content, and recall then fails at gaps longer than the training's.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odestream.models.config import CellConfig
+
+LOG_STRETCH = math.log(1.1 / 0.1)  # −LOG_STRETCH is the logit at which `hard_sigmoid` reaches zero
 
 
 class GateWeights(NamedTuple):
@@ -35,10 +38,14 @@ class GateWeights(NamedTuple):
 
 
 class WriteGate(NamedTuple):
-    """write [..., n]: strength at which each store takes the content, 0 to 1. keep [..., 1]: forget factor."""
+    """write [..., n]: strength at which each store takes the content, 0 to 1. keep [..., 1]: forget factor.
+
+    logit [..., 1]: of the strength, for `openness`.
+    """
 
     write: Tensor
     keep: Tensor
+    logit: Tensor
 
 
 def hard_sigmoid(logit: Tensor) -> Tensor:
@@ -54,12 +61,22 @@ def write_gate(features: Tensor, w: GateWeights, explore: Tensor | None = None) 
     """
     inner = F.silu(F.linear(torch.cat([features, features * features], dim=-1), w.inner, w.inner_bias))
     logits = F.linear(inner, w.write, w.write_bias)
-    strength = hard_sigmoid(logits.narrow(-1, 0, 1))
+    logit = logits.narrow(-1, 0, 1)
+    strength = hard_sigmoid(logit)
     if explore is not None:
         strength = torch.maximum(strength, 0.5 * explore)
     shares = torch.softmax(logits.narrow(-1, 1, logits.shape[-1] - 1), dim=-1)
     write = strength * shares / torch.amax(shares, dim=-1, keepdim=True)
-    return WriteGate(write, hard_sigmoid(F.linear(features, w.forget, w.forget_bias)))
+    return WriteGate(write, hard_sigmoid(F.linear(features, w.forget, w.forget_bias)), logit)
+
+
+def openness(logit: Tensor) -> Tensor:
+    """How close a hard sigmoid is to exactly zero, 0 to 1: what a budget on writes should press on.
+
+    It is the chance that the stretched sigmoid is above zero if logistic noise is added (Louizos et al. 2018, equation
+    12). A penalty on the strength itself also weakens the writes that are wanted, and stops at zero without a margin.
+    """
+    return torch.sigmoid(logit + LOG_STRETCH)
 
 
 def read_gate(features: Tensor, h: Tensor, w: GateWeights) -> Tensor:
@@ -80,6 +97,7 @@ class Gates(nn.Module):
         self.forget = nn.Linear(features, 1)
         self.surprise = nn.Parameter(torch.tensor([1.0, 0.0]))
         with torch.no_grad():
+            self.inner.weight.mul_(4.0)  # into the curved part of SiLU: thresholds are what tells an event from noise
             self.write.weight.mul_(0.1)
             self.read.bias.fill_(2.0)
             self.forget.weight.zero_()

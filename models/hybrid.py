@@ -58,12 +58,13 @@ class Address(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What an observation says to the memories, whoever sees it."""
+    """What an observation says to the memories, whoever sees it; opened: see `content`."""
 
     features: Tensor
     gate: WriteGate
     slots: Address | None
     matrix: Address | None
+    opened: Tensor | None
 
 
 class Access(NamedTuple):
@@ -97,12 +98,22 @@ def hybrid_memory(
     return access(content(features, w, config), h, observed, surprise, dt, memories, w, config)
 
 
-def content(features: Tensor, w: HybridWeights, config: CellConfig, explore: Tensor | None = None) -> Content:
-    """Gates, keys, values and content queries of features [..., f], for any leading axes."""
+def content(
+    features: Tensor,
+    w: HybridWeights,
+    config: CellConfig,
+    explore: Tensor | None = None,
+    opened: Tensor | None = None,
+) -> Content:
+    """Gates, keys, values and content queries of features [..., f], for any leading axes.
+
+    explore [..., 1]: see `write_gate`. opened [..., n]: a factor on the read gates of the n stores; 0 closes one, which
+    tells the memories apart in training and in a comparison.
+    """
     gate = write_gate(features, w.gates, explore)
     slots = None if w.slots is None else _address(features, w.slots, None)
     matrix = None if w.matrix is None else _address(features, w.matrix, config.sizes.heads)
-    return Content(features, gate, slots, matrix)
+    return Content(features, gate, slots, matrix, opened)
 
 
 def access(
@@ -117,8 +128,10 @@ def access(
 ) -> Access:
     """Let dt pass, read, then write; memories are read before they are written."""
     old = _elapse(memories, dt, w, config)
-    write = _surprised(said.gate.write, surprise, w, config)
+    write = surprised(said.gate.write, surprise, w, config)
     opened = read_gate(said.features, h, w.gates)
+    if said.opened is not None:
+        opened = opened * said.opened
     reads = torch.cat(_reads(said, h, old, opened, w, config), dim=-1)
     new = _write(said, write, observed, old, config)
     return Access(reads, new, torch.cat([write, opened, said.gate.keep, surprise], dim=-1))
@@ -186,6 +199,9 @@ class _Projections(nn.Module):
         self.query = nn.Linear(features, heads * z.keys, bias=False)
         self.query_state = nn.Parameter(torch.zeros(heads * z.keys, z.hidden))
         with torch.no_grad():
+            if config.task != "tokens":  # the mask, alike in most rows, would make all keys alike: it starts silent
+                for part in (self.key, self.value):
+                    part.weight[:, -config.channels :] = 0.0
             self.query.weight.copy_(self.key.weight)  # what resembles a stored event finds it from the first step on
 
     def weights(self) -> AddressWeights:
@@ -200,7 +216,8 @@ def _address(features: Tensor, w: AddressWeights, heads: int | None) -> Address:
     return Address(memory.unit(key), value, query)
 
 
-def _query(said: Address, h: Tensor, w: AddressWeights, heads: int | None) -> Tensor:
+def query_of(said: Address, h: Tensor, w: AddressWeights, heads: int | None) -> Tensor:
+    """Query of length one from content and state, in each head where heads are given."""
     query = said.query + F.linear(h, w.query_state)
     return memory.unit(query if heads is None else torch.unflatten(query, -1, (heads, -1)))
 
@@ -211,7 +228,7 @@ def _elapse(memories: Memories, dt: Tensor, w: HybridWeights, config: CellConfig
     return {**memories, **aged, **decayed}
 
 
-def _surprised(write: Tensor, surprise: Tensor, w: HybridWeights, config: CellConfig) -> Tensor:
+def surprised(write: Tensor, surprise: Tensor, w: HybridWeights, config: CellConfig) -> Tensor:
     """Where the configuration asks for it, an event is also what was not expected: w_E·σ(a·(ζ − γ))."""
     if not config.surprise_gate or "episodic" not in config.stores:
         return write
@@ -228,7 +245,7 @@ def _reads(
 ) -> list[Tensor]:
     reads: dict[str, Tensor] = {}
     if said.slots is not None and w.slots is not None:
-        query = _query(said.slots, h, w.slots, None)
+        query = query_of(said.slots, h, w.slots, None)
         if "ek" in old:
             sharpness = w.sharpness.narrow(0, 0, 1)
             reads["episodic"] = memory.attend(query, old["ek"], old["ev"], old["es"], sharpness, None)
@@ -236,7 +253,7 @@ def _reads(
             bias, sharpness = memory.age_bias(old["wa"], w.age_slope), w.sharpness.narrow(0, 1, 1)
             reads["working"] = memory.attend(query, old["wk"], old["wv"], old["ws"], sharpness, bias)
     if said.matrix is not None and w.matrix is not None:
-        reads["longterm"] = memory.matrix_read(old["m"], _query(said.matrix, h, w.matrix, config.sizes.heads))
+        reads["longterm"] = memory.matrix_read(old["m"], query_of(said.matrix, h, w.matrix, config.sizes.heads))
     return [reads[store] * opened.narrow(-1, i, 1) for i, store in enumerate(config.stores)]
 
 

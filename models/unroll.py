@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_structure, tree_unflatten
 
 from odestream.models import normalise
-from odestream.models.cell import Cell, Expected, Inputs, Seen, State, Weights
-from odestream.models.hybrid import Content, access, content
+from odestream.models.cell import Cell, Expected, Inputs, Seen, State
+from odestream.models.flow import Integrator
+from odestream.models.hybrid import content
 
 
 class Unrolled(NamedTuple):
@@ -36,20 +37,26 @@ def unroll(
     state: State,
     *,
     steps: int | None = None,
+    integrator: Integrator | None = None,
     explore: Tensor | None = None,
+    opened: Tensor | None = None,
     keep: Sequence[str] = (),
 ) -> Unrolled:
     """Run `cell` over inputs with a leading time axis [T, B, …].
 
-    steps: solver steps, the deployed number unless given. explore [T, B, 1]: see `write_gate`. keep: state members
-    to return for every time.
+    steps, integrator: of the flow, as in `Cell.expect`. explore [T, B, 1] and opened [B, n]: see `content`.
+    keep: state members to return for every time.
     """
     w = cell.weights()
-    seen, said = _prepare(cell, inputs, state, w, explore)
+    whole = look(cell, inputs, state)
+    length = len(inputs["x"])
+    ajar = None if opened is None else opened.expand(length, *opened.shape)
+    everything = content(whole.features, w.memory, cell.config, explore, ajar)
+    seen, said = _split(whole, length), _split(everything, length)
     ys, gates, expectations = [], [], []
     kept: dict[str, list[Tensor]] = {name: [] for name in keep}
     for now, seen_now, said_now in zip(_times(inputs), seen, said, strict=True):
-        outputs, state, expected = cell.step_with(now, state, seen_now, said_now, w, steps)
+        outputs, state, expected = cell.step_with(now, state, seen_now, said_now, w, steps, integrator)
         ys.append(outputs["y"])
         gates.append(outputs["gates"])
         expectations.append(expected)
@@ -60,43 +67,19 @@ def unroll(
     return Unrolled(torch.stack(ys), torch.stack(gates), mean, log_variance, stacked, state)
 
 
-def unroll_memory(
-    cell: Cell, inputs: Inputs, state: State, *, explore: Tensor | None = None
-) -> tuple[Tensor, Tensor, State]:
-    """The memory path alone: reads and writes with the hidden state as it stands in `state`, no flow and no jump.
-
-    A cell whose answers come from its memories learns them many times faster this way, and then learns the rest.
-    Returns y [T, B, Y], gates [T, B, G] and the state with new memories. For `classify` and `tokens`.
-    """
-    w = cell.weights()
-    h, calm = state["h"], torch.zeros_like(state["ua"])
-    seen, said = _prepare(cell, inputs, state, w, explore)
-    ys, gates = [], []
-    nothing = Expected(h, calm, h, None)
-    for now, seen_now, said_now in zip(_times(inputs), seen, said, strict=True):
-        got = access(said_now, h, seen_now.observed, calm, now["dt"], state, w.memory, cell.config)
-        state = got.memories
-        ys.append(cell.answer(nothing, h, got.reads))
-        gates.append(got.gates)
-    return torch.stack(ys), torch.stack(gates), state
+def look(cell: Cell, inputs: Inputs, state: Mapping[str, Tensor]) -> Seen:
+    """What is known of the observations [T, B, …] before the state is touched by them; needs `norm` of the state."""
+    if not cell.config.averages:
+        return cell.observe(inputs, state)
+    rows = _scan_norm(cell, inputs, state)
+    leaves = [torch.stack(column) for column in zip(*(tree_leaves(row) for row in rows), strict=True)]
+    return tree_unflatten(leaves, tree_structure(rows[0]))  # type: ignore[no-any-return]
 
 
 def _times(inputs: Inputs) -> list[dict[str, Tensor]]:
     columns = {name: torch.unbind(value) for name, value in inputs.items()}
     length = len(columns["x"])
     return [{name: column[t] for name, column in columns.items()} for t in range(length)]
-
-
-def _prepare(
-    cell: Cell, inputs: Inputs, state: Mapping[str, Tensor], w: Weights, explore: Tensor | None
-) -> tuple[list[Seen], list[Content]]:
-    """Seen and Content of every time."""
-    if cell.config.averages:
-        seen = _scan_norm(cell, inputs, state)
-    else:
-        seen = _split(cell.observe(inputs, state), len(inputs["x"]))
-    features = torch.stack([s.features for s in seen])
-    return seen, _split(content(features, w.memory, cell.config, explore), len(seen))
 
 
 def _scan_norm(cell: Cell, inputs: Inputs, state: Mapping[str, Tensor]) -> list[Seen]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from odestream.models.cell import Cell, State
 from odestream.models.config import PRESETS, STORES, CellConfig
-from odestream.models.unroll import unroll, unroll_memory
+from odestream.models.unroll import unroll
 from odestream.runtime.contract.tableau import calls_needed
 from odestream.runtime.errors import InputError
 from tests.helpers.problems import tiny_config
@@ -59,16 +59,6 @@ def test_unroll_equals_the_steps_one_by_one(task: str, stores: tuple[str, ...]) 
     for name, value in state.items():
         torch.testing.assert_close(whole.state[name], value, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(whole.kept["h"][-1], state["h"], rtol=1e-5, atol=1e-5)
-
-
-def test_the_memory_path_alone_fills_the_memories_as_the_whole_cell_does() -> None:
-    """Gates, keys and values come from the content alone, so what is stored does not depend on h."""
-    cell = random_cell(tiny_config("classify"))
-    inputs = random_inputs(cell.config, 12, 3)
-    _, _, stored = unroll_memory(cell, inputs, cell.initial_state(3))
-    state, _ = run(cell)
-    for name in ("wk", "wv", "ws", "m", "ek", "ev", "es"):
-        torch.testing.assert_close(stored[name], state[name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("task", TASKS)
