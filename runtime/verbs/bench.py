@@ -14,6 +14,7 @@ from odestream.runtime import Model, load
 from odestream.runtime.backends import Binding
 from odestream.runtime.contract.vectors import Vectors
 from odestream.runtime.errors import InputError
+from odestream.runtime.timestamps import MAX_TICKS
 from odestream.runtime.verbs.console import (
     machine,
     progress_bar,
@@ -81,14 +82,20 @@ def _subjects(model: Model, batches: Sequence[int], rate: float) -> list[Subject
 
 
 def _stream_subject(model: Model, vectors: Vectors, rate: float | None) -> Subject:
-    """Stream.step on the vectors' first stream, over and over, at the usual gap."""
+    """Stream.step on the vectors' first stream, over and over, at the usual gap.
+
+    Weekly steps fill a clock of nanoseconds within seconds, so the stream begins anew before its clock ends.
+    """
     stream = model.stream()
     gap = max(1, round(model.manifest.time.ticks_per_model_unit / GAPS_PER_UNIT))
     mask = vectors.inputs.get("mask")
     arguments: list[Any] = []
 
     def prepare(i: int) -> None:
+        nonlocal stream
         row = i % vectors.steps
+        if stream.last_tick is not None and stream.last_tick > MAX_TICKS - gap:
+            stream = model.stream()
         last = stream.last_tick
         now = model.manifest.time.origin if last is None else last + gap
         arguments[:] = [vectors.inputs["x"][row, 0], now, None if mask is None else mask[row, 0]]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from odestream.runtime.cli import main
+from odestream.runtime.contract.manifest import TimeSpec
 from odestream.runtime.verbs.latency import ROUNDS, Measured, Subject, measure, summary
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
@@ -99,3 +100,11 @@ def test_plot_without_matplotlib_names_the_extra_before_measuring(
 def test_batch_that_is_no_number_is_refused(batch: str, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(bundle), f"--batch={batch}"]) == 2
     assert "expected whole numbers from 1; write them as 1,8,64" in capsys.readouterr().err
+
+
+def test_steps_so_long_that_the_clock_ends_begin_a_new_stream(tmp_path: Path) -> None:
+    slow = TimeSpec(frequencies=(), ticks_per_model_unit=2e18, tick_seconds=1e-9)
+    path = write_tiny(tmp_path / "bundle", Tiny(time=slow))
+    assert main(["bench", str(path), "--seconds", "0.1", "--batch", "1", "--json", str(tmp_path / "bench.json")]) == 0
+    steps = json.loads((tmp_path / "bench.json").read_text())["measurements"][0]["calls"]
+    assert steps * 2e17 > 2**63  # the clock's end was passed
