@@ -157,7 +157,8 @@ class _Isolated(torch.autograd.Function):
         ]
         with torch.enable_grad():
             ctx.result = function(*ctx.leaves)
-        return ctx.result.detach()
+        result: Tensor = ctx.result.detach()
+        return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,0 +1,1 @@
+"""Training: lanes through sequences, a recipe for each task, one loop."""

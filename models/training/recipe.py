@@ -1,0 +1,107 @@
+"""What a task adds to the loop: where its sequences come from, what is lost on a chunk, how validation judges."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odestream.models.cell import Cell, State
+from odestream.models.distributed import World
+from odestream.models.flow import Integrator
+from odestream.models.sequences import Calls, stack
+from odestream.models.training.lanes import Chunk, LanePlan, Lanes, Rows
+from odestream.models.unroll import Unrolled, unroll
+
+TRAINING_STEPS = 1  # solver steps of a call inside an unroll; `longest_call` keeps its gaps short enough
+
+
+class Loss(NamedTuple):
+    """total: what is minimised; of one process's share, it adds up over processes. main: the part to show."""
+
+    total: Tensor
+    main: Tensor
+
+
+class Recipe(ABC):
+    """Lanes through `sequences`, and the state that they carry.
+
+    learning_rate: the highest, after warm-up. epoch: chunks in one pass over the rows.
+    """
+
+    learning_rate = 3e-3
+
+    def __init__(self, sequences: Sequence[Calls], plan: LanePlan, rows: int, integrator: Integrator | None) -> None:
+        self.sequences = sequences
+        self.lanes = Lanes(plan, [len(s) for s in sequences])
+        self.epoch = max(1, math.ceil(rows / (plan.count * plan.length)))
+        self.integrator = integrator
+        self.carried: State | None = None
+
+    def loss(self, cell: Cell, world: World, random: np.random.Generator, progress: float) -> Loss:
+        """Loss of this process's lanes on the next chunk; every process must call it with the same `random`.
+
+        progress: 0 … 1 of the training.
+        """
+        chunk = self.lanes.draw(random)
+        parts = [
+            self.sequences[s].part(start, start + self.lanes.plan.length)
+            for s, start in zip(chunk.sequence, chunk.start, strict=True)
+        ]
+        mine = np.asarray(world.share(len(parts)))
+        inputs = stack([parts[i] for i in mine], self.lanes.plan.length)
+        unrolled = unroll(
+            cell,
+            inputs,
+            self._state(cell, chunk, mine),
+            steps=TRAINING_STEPS,
+            integrator=self.integrator,
+            explore=self.explore(random, mine, progress),
+            keep=self.keep,
+        )
+        self.carried = {name: value.detach() for name, value in unrolled.state.items()}
+        return self.judge(cell, chunk, parts, mine, inputs, unrolled, random)
+
+    keep: Sequence[str] = ()
+
+    @abstractmethod
+    def judge(
+        self,
+        cell: Cell,
+        chunk: Chunk,
+        parts: Sequence[Calls],
+        mine: Rows,
+        inputs: Mapping[str, Tensor],
+        unrolled: Unrolled,
+        random: np.random.Generator,
+    ) -> Loss:
+        """The loss; `parts` are of all lanes, `inputs` and `unrolled` of the lanes `mine` alone."""
+
+    @abstractmethod
+    def validate(self, cell: Cell) -> float:
+        """How good `cell` is on validation rows; less is better."""
+
+    def explore(self, random: np.random.Generator, mine: Rows, progress: float) -> Tensor | None:
+        """Where writes to memory are forced, [T, B, 1]; nowhere unless a recipe says so."""
+        del random, mine, progress
+        return None
+
+    def start_state(self, cell: Cell, chunk: Chunk, mine: Rows) -> State:
+        """State of lanes that have just been put somewhere."""
+        del chunk
+        return cell.initial_state(len(mine))
+
+    def _state(self, cell: Cell, chunk: Chunk, mine: Rows) -> State:
+        start = self.start_state(cell, chunk, mine)
+        if self.carried is None:
+            return start
+        fresh = torch.from_numpy(chunk.fresh[mine])
+        return {
+            name: torch.where(fresh.view(-1, *[1] * (value.dim() - 1)), value, self.carried[name])
+            for name, value in start.items()
+        }
