@@ -67,7 +67,19 @@ def write_gate(features: Tensor, w: GateWeights, explore: Tensor | None = None) 
         strength = torch.maximum(strength, 0.5 * explore)
     shares = torch.softmax(logits.narrow(-1, 1, logits.shape[-1] - 1), dim=-1)
     write = strength * shares / torch.amax(shares, dim=-1, keepdim=True)
-    return WriteGate(write, hard_sigmoid(F.linear(features, w.forget, w.forget_bias)), logit)
+    return WriteGate(write, forget_factor(F.linear(features, w.forget, w.forget_bias)), logit)
+
+
+def forget_factor(logit: Tensor) -> Tensor:
+    """`hard_sigmoid`, with the gradient of the unclipped value (straight-through, Bengio et al. 2013).
+
+    The gate starts where nothing is forgotten, in the clipped range, whose own gradient is zero: it would never learn
+    to forget. The value is the same to the bit, since 1 − s is exact for the s that are clipped to one.
+    """
+    if not (isinstance(logit, Tensor) and logit.requires_grad):
+        return hard_sigmoid(logit)
+    soft = 1.2 * torch.sigmoid(logit) - 0.1
+    return soft + (hard_sigmoid(logit) - soft).detach()
 
 
 def openness(logit: Tensor) -> Tensor:

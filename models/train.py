@@ -143,7 +143,7 @@ def _plan_classify(data: Dataset, settings: Settings, world: World) -> Plan:
 def _plan_tokens(text: Text, settings: Settings, world: World) -> Plan:
     cell = Cell(_config(text.task, text.time, settings, ((0.0,), (1.0,)), ()))
     flow = integrator(settings.solver)
-    recipe = tokens_recipe(text.training, text.validation, _lanes(LABEL_LANES, world), LABEL_CHUNK, flow)
+    recipe = tokens_recipe(cell, text.training, text.validation, _lanes(LABEL_LANES, world), LABEL_CHUNK, flow)
 
     def judge(best: Cell) -> dict[str, Any]:
         return tokens_report(best, text.training, text.validation, text.test)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from odestream.models.cell import Cell
+from odestream.models.config import VOCABULARY
 from odestream.models.data import Dataset
 from odestream.models.flow import Integrator
 from odestream.models.labelling import Judging, log_loss, score, text_sequences, validation_sequences
@@ -83,6 +84,8 @@ def classify_recipe(cell: Cell, data: Dataset, lanes: int, length: int, integrat
     if not parts:
         raise InputError("no labelled row is left to train on; label more rows, or give a smaller --test-fraction")
     sequences = [calls_of(p.series, np.arange(p.validation), data.time, longest) for p in parts]
+    seen = np.concatenate([p.series.labels[: p.validation] for p in parts])
+    start_at_frequencies(cell, np.bincount(seen[seen >= 0], minlength=len(data.task.labels)))
     most = max(len(s) for s in sequences)
     length = min(most, max(length, most if most <= WHOLE_STREAMS_UP_TO else 0))
     anywhere = all(p.validation < len(p.series.ticks) for p in parts)
@@ -91,13 +94,24 @@ def classify_recipe(cell: Cell, data: Dataset, lanes: int, length: int, integrat
 
 
 def tokens_recipe(
-    training: bytes, validation: bytes, lanes: int, length: int, integrator: Integrator | None
+    cell: Cell, training: bytes, validation: bytes, lanes: int, length: int, integrator: Integrator | None
 ) -> LabelRecipe:
     """Lanes that begin anywhere in the text."""
+    start_at_frequencies(cell, np.bincount(np.frombuffer(training, np.uint8), minlength=VOCABULARY))
     judged = text_sequences(validation[:VALIDATION_TEXT])
     sequences = [calls_of_bytes(training)]
     plan = LanePlan(lanes, min(length, len(training)), 1 / 50, anywhere=True)
     return LabelRecipe(sequences, plan, judged, integrator)
+
+
+@torch.no_grad()
+def start_at_frequencies(cell: Cell, counts: Rows) -> None:
+    """Let the heads of logits start at how often each label was seen, one more for each: context is left to learn."""
+    logits = torch.from_numpy(np.log((counts + 1.0) / (counts.sum() + len(counts)))).float()
+    heads = (cell.heads.answer, cell.heads.expect if cell.embedding is not None else None)
+    for head in heads:
+        if head is not None:
+            head.outer.bias.copy_(logits)
 
 
 def _observed(parts: Sequence[Calls], length: int) -> Tensor:

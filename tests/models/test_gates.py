@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from odestream.models.gates import Gates, hard_sigmoid, write_gate
+from odestream.models.gates import Gates, forget_factor, hard_sigmoid, write_gate
 from odestream.models.surprise import RESIDUAL_LIMIT, SURPRISE_START, bounded, score
 from tests.helpers.problems import tiny_config
 
@@ -75,3 +75,19 @@ def test_a_bounded_residual_is_itself_when_small_and_stays_within_its_limit() ->
     torch.testing.assert_close(held[2:5], residual[2:5], rtol=1e-3, atol=0)
     assert held.abs().max() <= RESIDUAL_LIMIT
     assert torch.equal(held.sign(), residual.sign())
+
+
+def test_the_forget_gate_starts_at_exactly_one_and_can_learn_to_forget() -> None:
+    config = tiny_config("classify")
+    gates = Gates(config)
+    features = torch.randn(64, config.feature_width)
+    keep = write_gate(features, gates.weights()).keep
+    assert torch.equal(keep, torch.ones_like(keep))
+    keep.sum().backward()
+    assert gates.forget.bias.grad is not None
+    assert gates.forget.bias.grad.item() > 0
+
+
+def test_the_forget_factor_has_the_same_bits_with_and_without_a_gradient() -> None:
+    logits = torch.linspace(-30, 30, 10_001)
+    assert torch.equal(forget_factor(logits.clone().requires_grad_()), forget_factor(logits))

@@ -16,12 +16,14 @@ from odestream.models.curve import draw_curve
 from odestream.models.distributed import World
 from odestream.models.flow import integrator
 from odestream.models.train import Job, Plan, budget, prepare, train_run
+from odestream.models.training.labels import start_at_frequencies
 from odestream.models.training.lanes import LanePlan, Lanes
 from odestream.models.training.loop import Budget, Curve, Trainer, rate
 from odestream.models.training.resume import TRAINING_FILE, resume_training, save_training
 from odestream.runtime.contract.manifest import TaskSpec
 from odestream.runtime.errors import CheckpointError, InputError, PathError
-from tests.helpers.problems import TINY
+from tests.helpers.problems import TINY, tiny_config
+from tests.helpers.sequences import random_cell
 from tests.helpers.tables import classes_csv, seasonal_csv
 
 ALONE = World()
@@ -247,3 +249,13 @@ def test_a_budget_of_minutes_is_kept(tmp_path: Path) -> None:
 def test_the_curve_is_a_figure() -> None:
     picture = draw_curve(Curve([1, 2, 3], [3.0, 2.0, 1.0], [2, 3], [1.0, math.nan]), "loss, nats", "score, nats")
     assert picture.startswith(b"\x89PNG")
+
+
+def test_a_classifier_starts_at_the_frequencies_of_its_labels() -> None:
+    cell = random_cell(tiny_config("classify"))
+    assert cell.heads.answer is not None
+    cell.heads.answer.outer.weight.data.zero_()
+    start_at_frequencies(cell, np.array([6, 2, 0]))
+    assert cell.heads.answer.outer.bias is not None
+    chances = torch.softmax(cell.heads.answer.outer.bias, dim=-1)
+    torch.testing.assert_close(chances, torch.tensor([7.0, 3.0, 1.0]) / 11)
