@@ -36,6 +36,7 @@ from results import FIGURES, circumstances_text, markdown_table, publish, write_
 
 RUNS = Path(__file__).parents[1] / "runs" / "recall"
 GOAL = 0.95
+FRESH_SEED = 100  # the recipe was chosen on seeds 0, 1 and 2
 FULL = next(iter(ROWS))
 
 NOTES = """\
@@ -66,7 +67,7 @@ def main() -> None:
     options = _options()
     tier = "smoke" if options.smoke else "quick" if options.quick else "full"
     plan = PLANS[tier]
-    result = measure(plan, min(options.processes, plan.seeds))
+    result = measure(plan, min(options.processes, plan.seeds), options.first_seed)
     _show(result)
     if tier == "smoke":
         write_json(RUNS / "recall.json", result)
@@ -76,10 +77,11 @@ def main() -> None:
         _draw(result, FIGURES / "recall.png")
 
 
-def measure(plan: Plan, processes: int) -> dict[str, Any]:
-    """Train and score every seed, `processes` at a time on one thread each."""
+def measure(plan: Plan, processes: int, first_seed: int = 0) -> dict[str, Any]:
+    """Train and score every seed from `first_seed` on, `processes` at a time on one thread each."""
     start = time.monotonic()
-    work = [(seed, plan) for seed in range(plan.seeds)]
+    seeds = list(range(first_seed, first_seed + plan.seeds))
+    work = [(seed, plan) for seed in seeds]
     if processes == 1:
         done = [_one_seed(*item) for item in work]
     else:
@@ -87,7 +89,7 @@ def measure(plan: Plan, processes: int) -> dict[str, Any]:
             done = pool.starmap(_one_seed, work, chunksize=1)
     scores = [s for s, _ in done]
     return {
-        "seeds": list(range(plan.seeds)),
+        "seeds": seeds,
         "gaps": plan.test.gaps,
         "questions": EVENTS * plan.test.rounds * plan.test.sequences,
         "noise_rows_before": plan.test.before,
@@ -117,6 +119,7 @@ def _options() -> argparse.Namespace:
     )
     tier.add_argument("--smoke", action="store_true", help="check that the script works; its figures mean nothing")
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="seeds at the same time")
+    parser.add_argument("--first-seed", type=int, default=FRESH_SEED, help="seeds count up from here")
     return parser.parse_args()
 
 
