@@ -56,6 +56,7 @@ from odestream.runtime.replay import failures
 
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16)
 VERIFY_STEPS = 1000
+MOST_SLOTS = 1 << 16  # beyond any device that a step should fit
 BACKEND = "onnxruntime"
 # How a flow is solved does not change what a state means, so snapshots outlive another choice.
 SOLVER_FIELDS = ("method", "steps", "rtol", "atol")
@@ -188,8 +189,8 @@ def _deployed(module: nn.Module, deployment: Deployment) -> nn.Module:
     if deployment.slots is not None and "episodic" not in config.stores:
         raise InputError("slots is given, but the model has no episodic memory; leave it out")
     sizes = config.sizes if deployment.slots is None else dataclasses.replace(config.sizes, slots=deployment.slots)
-    if sizes.slots < 1:
-        raise InputError(f"slots is {sizes.slots}; give at least 1")
+    if not 1 <= sizes.slots <= MOST_SLOTS:
+        raise InputError(f"slots is {sizes.slots}; give 1 to {MOST_SLOTS}")
     cell = Cell(
         dataclasses.replace(
             config,

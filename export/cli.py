@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import rich.console
-import rich.progress
 import typer
 
 from odestream.runtime.atomic import refuse_existing
-from odestream.runtime.errors import CheckpointError, ExportError, InputError
+from odestream.runtime.errors import CheckpointError, CompatError, ExportError, InputError
+from odestream.runtime.verbs.console import progress_bar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +46,10 @@ def export(
     """Export to ONNX, one graph for each number of solver steps, verified against torch before it appears."""
     refuse_existing(out, force)
     steps = _parse_buckets(buckets)
-    from odestream.export.bundle import export_bundle
+    try:
+        from odestream.export.bundle import export_bundle
+    except ImportError as cause:
+        raise CompatError(f"export cannot start here ({cause}); pip install 'odestream[train]'") from cause
 
     given = _factory_module(source, weights) if ":" in source and not Path(source).exists() else _run(source, weights)
     with _progress() as progress:
@@ -133,12 +135,7 @@ def _load_weights(module: nn.Module, path: Path) -> None:
 @contextmanager
 def _progress() -> Iterator[Progress]:
     """A bar on standard error for the stage that runs."""
-    columns = (
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.TimeRemainingColumn(),
-    )
-    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("starting", total=None)
 
         def show(stage: str, done: int, total: int) -> None:

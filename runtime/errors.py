@@ -38,6 +38,10 @@ class TimeError(InputError):
     """A time does not advance, is not finite, or lies beyond the model's gap limit."""
 
 
+class GapError(TimeError):
+    """A time lies so far after a stream's last one that the model cannot cross the gap."""
+
+
 class StateError(OdestreamError, RuntimeError):
     """A step produced a state or output that is not finite; the step was discarded."""
 

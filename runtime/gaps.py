@@ -11,7 +11,7 @@ import math
 from odestream.runtime.clock import Clock
 from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.contract.tableau import tableau
-from odestream.runtime.errors import TimeError
+from odestream.runtime.errors import GapError
 
 MAX_PERIODS = 1000
 """Periods of the fastest frequency that one call may cross: float32 then errs by 8.5e-4 rad."""
@@ -40,19 +40,18 @@ class GapRule:
     def cut(self, last: int, now: int) -> list[int]:
         """The ticks at which the pieces of the gap from `last` to `now` end; the last of them is `now`.
 
-        Raises TimeError where the gap needs more than `max_calls` calls.
+        Raises GapError where the gap needs more than `max_calls` calls.
         """
         gap = now - last
         if self.limit < 1 or gap > self.limit * self.max_calls:
-            raise TimeError(self._refusal(last, now))
+            raise GapError(self._refusal(last, now))
         calls = -(-gap // self.limit)
         return [last + gap * (index + 1) // calls for index in range(calls)]
 
     def _refusal(self, last: int, now: int) -> str:
         longest = self.limit * self.max_calls
-        remedy = "start a new stream after such a gap, or export with more solver steps"
-        if not self.splits:
-            remedy = "start a new stream after such a gap, or export a model with a mask input, whose gaps can be split"
+        better = "with more solver steps" if self.splits else "a model with a mask input, whose gaps can be split"
+        remedy = f"start a new stream after such a gap (odestream run: --on-gap reset), or export {better}"
         return (
             f"t = {now} lies {now - last} ticks after the stream's last time {last}, more than the {longest} that "
             f"{self.max_calls} call(s) can cross ({self._clock.describe()}); {remedy}"

@@ -14,6 +14,7 @@ from odestream.runtime.errors import CompatError, SessionBusy, SnapshotError
 from odestream.runtime.replay import failures, verify_vectors
 from odestream.runtime.session import Stream
 from odestream.runtime.snapshot import decode_snapshot, encode_snapshot, read_snapshot
+from odestream.runtime.timestamps import parse_time
 
 AUTO = "auto"
 
@@ -48,7 +49,12 @@ def restore(
 ) -> Stream:
     """The stream of a snapshot (bytes or a file) on a bundle loaded for it; `stream.model.close()` ends both."""
     data = snapshot if isinstance(snapshot, bytes) else read_snapshot(Path(snapshot))
-    return load(bundle, backend, threads).restore(data)
+    model = load(bundle, backend, threads)
+    try:
+        return model.restore(data)
+    except BaseException:
+        model.close()
+        raise
 
 
 class Model:
@@ -68,6 +74,13 @@ class Model:
     def manifest(self) -> Manifest:
         """The bundle's manifest."""
         return self.bundle.manifest
+
+    def tick(self, time: str) -> int:
+        """The tick of a time as a table writes it: an ISO date (naive is UTC), or a number of the column's unit.
+
+        Raises InputError or TimeError for what is neither. Dates count from 1970-01-01T00:00 UTC.
+        """
+        return parse_time(time, self.manifest.time)
 
     def stream(self) -> Stream:
         """A new stream at the spec's initial state; SessionBusy where the model is closed."""
@@ -91,9 +104,9 @@ class Model:
             raise SnapshotError(f"streams {', '.join(strangers)} belong to another model; save them with their own")
         return encode_snapshot(self.manifest, {name: stream.save() for name, stream in streams.items()})
 
-    def restore_streams(self, data: bytes) -> dict[str, Stream]:
-        """Name → stream of a snapshot, in the order of saving."""
-        return {name: Stream(self, state) for name, state in decode_snapshot(data, self.manifest).items()}
+    def restore_streams(self, data: bytes, where: str = "snapshot") -> dict[str, Stream]:
+        """Name → stream of a snapshot, in the order of saving; `where` names it in messages."""
+        return {name: Stream(self, state) for name, state in decode_snapshot(data, self.manifest, where).items()}
 
     def verify(self, steps: int | None = None) -> list[ParityRow]:
         """Compare this backend with the bundle's stored vectors; see `replay.verify_vectors`."""

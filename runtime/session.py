@@ -23,6 +23,9 @@ from odestream.runtime.intake import Intake
 if TYPE_CHECKING:
     from odestream.runtime.model import Model
 
+UNNAMED = ""
+"""The name of a stream that is alone: in a snapshot of it, and in a table without a stream column."""
+
 TOLERANCE = 1.0
 """An `err` above this, in units of the solver's tolerance, flags the step."""
 
@@ -166,7 +169,7 @@ class Stream:
 
     def snapshot(self) -> bytes:
         """The stream as bytes that `Model.restore` resumes bit for bit, in another process or on another machine."""
-        return self.model.snapshot_streams({"stream": self})
+        return self.model.snapshot_streams({UNNAMED: self})
 
     def state(self) -> dict[str, NDArray[np.float32]]:
         """A copy of the state: member name → array of its shape."""

@@ -101,7 +101,7 @@ def decode_snapshot(data: bytes, manifest: Manifest, where: str = "snapshot") ->
         if not np.isfinite(view).all():
             raise SnapshotError(f"{where}: state {name} is not finite; use an earlier snapshot")
     rows = unstack(manifest.spec.state, arena, len(names))
-    labels = set(manifest.graphs)
+    labels = tuple(manifest.graphs)
     return {
         record.name: StreamState(row, record.last_tick, _counters(record, labels))
         for record, row in zip(info.streams, rows, strict=True)
@@ -143,7 +143,7 @@ def _open(data: bytes, where: str) -> tuple[SnapshotInfo, dict[str, NDArray[np.g
     return info, tensors
 
 
-def _counters(record: StreamRecord, labels: set[str]) -> Counters:
+def _counters(record: StreamRecord, labels: tuple[str, ...]) -> Counters:
     """Counts of buckets that this bundle has; another export of the same model may have others."""
-    buckets = {label: record.buckets.get(label, 0) for label in sorted(labels)}
+    buckets = {label: record.buckets.get(label, 0) for label in labels}
     return Counters(record.steps, record.flagged, record.split, buckets)

@@ -226,7 +226,7 @@ class _Ticks:
             before = self.text.get(stream) or f"{format_time(previous, self.spec)} of the snapshot"
             raise TimeError(
                 f"{self.name} line {line}: time {text}{of} does not come after {before}; "
-                "sort the rows by time and drop repeated ones"
+                "sort the rows by time and drop repeated ones, or name the column that tells streams apart"
             )
         self.last[stream] = ticks
         self.text[stream] = text

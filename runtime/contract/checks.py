@@ -124,6 +124,8 @@ def _task_problems(manifest: Manifest) -> Iterator[str]:
         yield f"y has {y.size} values, a forecast of {x.size} channels needs {2 * x.size} (mean and log-variance)"
     if task.kind == "forecast" and not set(task.targets) <= set(task.inputs):
         yield f"task.targets {list(task.targets)} are not all among task.inputs"
+    if task.kind == "classify" and len(task.targets) != 1:
+        yield f"task.targets is {list(task.targets)}, a classifier has one label column"
     if task.kind == "classify" and y.size != len(task.labels):
         yield f"y has {y.size} logits, but task.labels has {len(task.labels)}"
 

@@ -24,7 +24,7 @@ from odestream.runtime.verbs.console import (
     versions,
 )
 from odestream.runtime.verbs.latency import Measured, Subject, measure, summary, warm_up_text
-from odestream.runtime.verbs.latency_plot import plot_latency, require_matplotlib
+from odestream.runtime.verbs.latency_plot import plot_latency, require_format
 
 GAPS_PER_UNIT = 10  # a model's time unit is ten of its training gaps
 
@@ -47,7 +47,7 @@ def bench(
     """
     refuse_outputs(force, json_path, plot)
     if plot is not None:
-        require_matplotlib()
+        require_format(plot)
     batches = _batches(batch)
     with load(bundle, backend=backend) as model, progress_bar() as bar:
         subjects = _subjects(model, batches, rate)

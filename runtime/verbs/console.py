@@ -19,6 +19,7 @@ import rich.progress
 import rich.table
 
 from odestream.runtime.atomic import new_file, refuse_existing
+from odestream.runtime.errors import PathError
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> None:
@@ -71,10 +72,17 @@ def save_json(path: Path, value: Any, force: bool) -> None:
 
 
 def refuse_outputs(force: bool, *paths: Path | None) -> None:
-    """PathError if one of the files to be written exists already and `force` is not given; before any work is done."""
-    for path in paths:
-        if path is not None:
-            refuse_existing(path, force)
+    """PathError where a file cannot be written, before any work is done.
+
+    It exists already and `force` is not given, its folder does not exist, or two of the files are one.
+    """
+    given = [path for path in paths if path is not None]
+    for path in given:
+        refuse_existing(path, force)
+        if not path.absolute().parent.is_dir():
+            raise PathError(f"{path}: there is no folder {path.parent}; create it first")
+    if len({path.resolve() for path in given}) != len(given):
+        raise PathError(f"{', '.join(map(str, given))} are one file; give each output a path of its own")
 
 
 def versions(*packages: str) -> dict[str, str | None]:

@@ -9,13 +9,20 @@ from typing import Any
 import numpy as np
 
 from odestream.runtime.atomic import new_file
-from odestream.runtime.errors import CompatError
+from odestream.runtime.errors import CompatError, InputError
 from odestream.runtime.verbs.latency import Measured
 
 _TICKS = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99)
 _POINTS = 400
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def require_format(path: Path) -> None:
+    """InputError where matplotlib cannot draw to a file with this suffix; CompatError where it is missing."""
+    known = require_matplotlib().Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise InputError(f"--plot {path}: no image format is called {path.suffix!r}; use one of {', '.join(known)}")
 
 
 def require_matplotlib() -> Any:

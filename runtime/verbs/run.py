@@ -18,16 +18,19 @@ import typer
 from numpy.typing import NDArray
 
 from odestream.runtime import Model, Output, Stream, load
-from odestream.runtime.atomic import new_file, refuse_existing, write_bytes
+from odestream.runtime.atomic import new_file, write_bytes
 from odestream.runtime.contract.manifest import Manifest, TaskSpec
-from odestream.runtime.errors import InputError, OdestreamError
+from odestream.runtime.errors import GapError, InputError, OdestreamError, PathError, SnapshotError
 from odestream.runtime.predictions import Predictions, number, predictions
+from odestream.runtime.session import UNNAMED
 from odestream.runtime.snapshot import read_snapshot
-from odestream.runtime.table import open_source, read_bytes, read_rows
-from odestream.runtime.verbs.console import reading_progress
+from odestream.runtime.table import STDIN, open_source, read_bytes, read_rows
+from odestream.runtime.verbs.console import reading_progress, refuse_outputs
 from odestream.runtime.verbs.stopping import Stopper
 
 STDOUT = "-"
+RESET = "reset"
+GAP_POLICIES = ("error", RESET)
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it
 
 
@@ -38,6 +41,7 @@ def run(
     backend: Annotated[str, typer.Option(help="The engine to use; auto takes the fastest that works here.")] = "auto",
     resume: Annotated[Path | None, typer.Option(help="Continue the streams of this snapshot.")] = None,
     snapshot: Annotated[Path | None, typer.Option(help="Save the streams here at the end.")] = None,
+    on_gap: Annotated[str, typer.Option(help="A gap too long to cross: error, or reset to a new stream.")] = "error",
     force: Annotated[bool, typer.Option("--force", help="Replace output and snapshot where they exist.")] = False,
 ) -> None:
     """Stream a table through a bundle and write its predictions, one row for each row.
@@ -45,15 +49,21 @@ def run(
     Written are the input's time and stream columns, a column for each target (a forecast is made before its row was
     seen), err (solver error in units of the tolerance), bucket (solver steps) and flagged (1 where err is above 1).
     An empty cell is a missing value; a row of empty cells asks for a prediction. SIGINT and SIGTERM finish the row
-    and save the snapshot.
+    and save the snapshot. A row that cannot be read ends the run: a file of output is then not written, standard
+    output keeps its rows and the snapshot their state.
     """
-    refuse_existing(Path(output), force or output == STDOUT)
-    if snapshot is not None:
-        refuse_existing(snapshot, force or snapshot == resume)
+    if on_gap not in GAP_POLICIES:
+        raise InputError(f"--on-gap is {on_gap!r}; choose one of {', '.join(GAP_POLICIES)}")
+    _refuse_paths(source, None if output == STDOUT else Path(output), resume, snapshot, force)
     with load(bundle, backend=backend) as model, Stopper() as stopper:
         streams = {} if resume is None else _restore(model, resume)
         with _open_output(output, force) as file:
-            _stream_table(model, streams, source, file, stopper)
+            try:
+                _stream_table(model, streams, source, file, stopper, on_gap)
+            except OdestreamError:
+                if snapshot is not None and streams and output == STDOUT:
+                    write_bytes(snapshot, _save(model, streams, source))  # its rows are out: their state is kept
+                raise
             saved = b"" if snapshot is None else _save(model, streams, source)
         if snapshot is not None:
             write_bytes(snapshot, saved)
@@ -100,11 +110,29 @@ class _Writer:
             self._header = None
 
 
+def _refuse_paths(source: str, output: Path | None, resume: Path | None, snapshot: Path | None, force: bool) -> None:
+    """Refuse what cannot be written, or would be written over what is read, before any work is done."""
+    refuse_outputs(force, output)
+    refuse_outputs(force or snapshot == resume, snapshot)
+    refuse_outputs(True, output, snapshot)
+    read = [] if source == STDIN else [Path(source).resolve()]
+    for path in (output, snapshot):
+        if path is not None and path.resolve() in read:
+            raise PathError(f"{path} is the input itself; write to another path")
+    if output is not None and resume is not None and output.resolve() == resume.resolve():
+        raise PathError(f"{output} is the snapshot that is resumed; write the predictions to another path")
+
+
 def _restore(model: Model, path: Path) -> dict[str, Stream]:
-    try:
-        return model.restore_streams(read_snapshot(path))
-    except OdestreamError as error:
-        raise _placed(error, str(path)) from error
+    """The snapshot's streams by the names that the table has for them."""
+    streams = model.restore_streams(read_snapshot(path), str(path))
+    if model.manifest.task.stream is not None:
+        return streams
+    if len(streams) > 1:
+        raise SnapshotError(
+            f"{path} holds {len(streams)} streams, the table has no stream column; resume a snapshot of one stream"
+        )
+    return dict(zip([UNNAMED], streams.values(), strict=True))
 
 
 def _save(model: Model, streams: dict[str, Stream], source: str) -> bytes:
@@ -113,7 +141,9 @@ def _save(model: Model, streams: dict[str, Stream], source: str) -> bytes:
     return model.snapshot_streams(streams)
 
 
-def _stream_table(model: Model, streams: dict[str, Stream], source: str, file: TextIO, stopper: Stopper) -> None:
+def _stream_table(
+    model: Model, streams: dict[str, Stream], source: str, file: TextIO, stopper: Stopper, on_gap: str
+) -> None:
     """Run every row of the source through its stream; new streams are added to `streams`."""
     task = _with_inputs(model.manifest)
     y = model.manifest.spec.output("y")
@@ -123,11 +153,21 @@ def _stream_table(model: Model, streams: dict[str, Stream], source: str, file: T
             if seen.stream not in streams:
                 streams[seen.stream] = model.stream()
             try:
-                out = streams[seen.stream].step(seen.x, seen.t, seen.mask)
+                out = _step(model, streams, seen, on_gap)
             except OdestreamError as error:
                 raise _placed(error, seen.where) from error
             writer.write(seen, out)
     writer.write_header()
+
+
+def _step(model: Model, streams: dict[str, Stream], seen: _Observation, on_gap: str) -> Output:
+    try:
+        return streams[seen.stream].step(seen.x, seen.t, seen.mask)
+    except GapError:
+        if on_gap != RESET:
+            raise
+    streams[seen.stream] = model.stream()
+    return streams[seen.stream].step(seen.x, seen.t, seen.mask)
 
 
 def _observations(

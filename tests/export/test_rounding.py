@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from odestream.export import export_bundle
-from odestream.export.verify import SHORTER_CHAINS, verify_bundle
+from odestream.export.plan import make_plan, source
+from odestream.export.verify import SHORTER_CHAINS, _Run, _Twin, torch_reference, verify_bundle
 from odestream.models.cell import Cell
 from odestream.runtime.bundle import read_bundle
+from odestream.runtime.contract.manifest import ParityRow, TimeSpec
 from odestream.runtime.contract.spec import StepSpec, step_spec
+from odestream.runtime.contract.tolerances import tolerances
 from odestream.runtime.replay import failures
 from tests.export.conftest import CONFIGS, TASKS
 from tests.helpers.sequences import random_cell
@@ -61,3 +64,21 @@ def test_a_calm_cell_is_not_given_shorter_chains_for_another_reason(tmp_path: Pa
     bad = failures(list(rows))
     assert {row.tensor for row in bad} >= {"h", "u"}
     assert {row.steps for row in bad if row.check == "chained"} == {40}
+
+
+def test_rounding_of_a_calm_cell_does_not_explain_a_drifting_memory() -> None:
+    """A thousand steps leave ordinary rounding; a matrix that is off by a tenth of its scale is a wrong graph."""
+    cell = random_cell(CONFIGS["classify"])
+    spec = cell.spec()
+    limits = tolerances("fp32", "onnxruntime")
+    plan = make_plan(source(cell, spec, None, TimeSpec()), ["4"] * 200, seed=1)
+    run = _Run(spec, torch_reference(cell), Idle(spec), lambda: None)  # type: ignore[arg-type]
+    drifted = ParityRow("chained", 4, "m", 200, 0.1, limits.of("m").limit)
+    assert not _Twin(spec, cell).explains([drifted], run, plan, 200, limits)
+
+
+class Idle:
+    """A binding that is never run."""
+
+    def __init__(self, spec: StepSpec) -> None:
+        self.spec = spec

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from odestream.runtime import (
+    GapError,
     InputError,
     Model,
     OdestreamError,
@@ -81,7 +82,7 @@ FAULTS: list[tuple[str, type[OdestreamError], str, Callable[[Stream], object]]] 
     ("equal", TimeError, "t = 10 does not advance past the stream's last time 10", lambda s: s.step([1, 2, 3], 10)),
     ("backward", TimeError, "t = 9 does not advance", lambda s: s.step([1, 2, 3], 9)),
     ("64 bits", TimeError, "does not fit 64 bits", lambda s: s.step([1, 2, 3], 1 << 63)),
-    ("too far", TimeError, "more than the", lambda s: s.step([1, 2, 3], 1 << 62)),
+    ("too far", GapError, "more than the", lambda s: s.step([1, 2, 3], 1 << 62)),
     ("predict back", TimeError, "lies before", lambda s: s.predict(9)),
     ("predict none", InputError, "t: received None", lambda s: s.predict(None)),  # type: ignore[call-overload]
     ("steps lengths", InputError, "t: received 1 rows, expected 2", lambda s: s.steps([[1, 2, 3]] * 2, [20])),

@@ -98,7 +98,7 @@ def test_info_tells_what_a_snapshot_holds_without_the_model(blob: bytes, model: 
     info, members = read_contents(blob)
     assert (info.identity, info.time) == (model.manifest.identity, model.manifest.time)
     assert {name: value.shape for name, value in members.items()} == {"h": (1, 3), "n": (1, 2)}
-    assert [(s.name, s.steps) for s in info.streams] == [("stream", 20)]
+    assert [(s.name, s.steps) for s in info.streams] == [("", 20)]
 
 
 def test_every_truncation_is_refused(blob: bytes, model: Model) -> None:
