@@ -3,12 +3,15 @@
 They read a stream's past only: a forecast made at row i knows rows 0 … i. Times are integer ticks and may be
 irregular; a missing observation is a zero in the mask. To forecast from a thinned record, pass `select_rows` of it.
 
-Seasonal naive, for a period P and a horizon that reaches k = ⌈h/P⌉ periods back to a time already seen:
+Seasonal naive, for a period P and the least k ≥ h/P whose slot t + h − kP lies near an observation already seen:
 
     x̂(t + h) = x(t + h − kP) + k·drift(t)
-    drift    = exponential moving average of x(t) − x(t − P), with a time constant τ chosen on training rows
+    drift    = exponential moving average of (x(t) − x(t − jP))/j, with a time constant τ chosen on training rows,
+               j ≥ 1 found as k is; or no drift at all, if that forecast the training rows better
 
-A value between two observations is interpolated linearly; the newest one stands for everything after it.
+A hole is thus filled from the same phase of an earlier period, not from its neighbours at other phases; only where
+no earlier period holds an observation near that phase does k = ⌈h/P⌉ stand. A value between two observations is
+interpolated linearly; the newest one stands for everything after it.
 """
 
 from __future__ import annotations
@@ -25,8 +28,11 @@ from odestream.runtime.table import Series
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
-SMOOTHING_GRID = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+Smoothing = float | None
+
+SMOOTHING_GRID: tuple[Smoothing, ...] = (None, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 4.0, 16.0)
 DEFAULT_SMOOTHING = 1 / 16
+NEAR = 1 / 10  # of a period: an observation this close to a slot is of the same phase; less than a day of a week
 
 
 def horizon_pairs(origin_ticks: NDArray[np.int64], target_ticks: NDArray[np.int64], horizon: int) -> tuple[Rows, Rows]:
@@ -49,13 +55,13 @@ def select_rows(series: Series, keep: slice | NDArray[np.bool_] | Rows) -> Serie
 
 @dataclass(frozen=True)
 class SeasonalNaive:
-    """The same time one period ago plus the smoothed drift since.
+    """The same phase when it was last observed plus the smoothed drift since.
 
-    period: season's length in ticks. smoothing: each channel's time constant τ of the drift, in periods.
+    period: season's length in ticks. smoothing: each channel's time constant τ of the drift, in periods; None: without.
     """
 
     period: float
-    smoothing: tuple[float, ...]
+    smoothing: tuple[Smoothing, ...]
 
     def forecast(self, series: Series, origins: Rows, target_ticks: NDArray[np.int64]) -> Floats:
         """Forecast [Q, X] for the times `target_ticks` [Q], made at the rows `origins` [Q].
@@ -125,6 +131,43 @@ class _Channel:
         value = self._padded(left) + share * (self._padded(right) - self._padded(left))
         return np.where(left > 0, value, np.nan)
 
+    def in_phase(self, when: Floats, known: Rows, period: float) -> tuple[Floats, Floats]:
+        """Values at `when`, or at the first slot whole periods earlier that has a near observation, and how many.
+
+        Where no slot of the past has one it is the value at `when` itself, and 0 periods.
+        """
+        back = np.zeros(len(when))
+        sought = np.flatnonzero(self._phase_occurs(when, period))
+        step = 0
+        while len(sought):
+            slot = when[sought] - step * period
+            near = self._distance(slot, known[sought]) <= NEAR * period
+            back[sought[near]] = step
+            sought = sought[~near & (slot - period >= self.when[0])]
+            step += 1
+        return self.at(when - back * period, known), back
+
+    def _distance(self, when: Floats, known: Rows) -> Floats:
+        """Ticks to the nearest of the first `known` observations; infinite before the first."""
+        left = np.minimum(np.searchsorted(self.when, when, side="right"), known)
+        before = when - self.when[np.maximum(left, 1) - 1]
+        after = self.when[np.minimum(left, len(self.when) - 1)] - when
+        nearest = np.where(left < known, np.minimum(before, after), before)
+        return np.where(left > 0, nearest, np.inf)
+
+    def _phase_occurs(self, when: Floats, period: float) -> NDArray[np.bool_]:
+        """False where no observation, past or to come, is near that phase: there a search of the past is in vain.
+
+        Only a short cut (a closed weekend would cost a walk through all weeks), hence the margin for rounding.
+        """
+        phases = np.sort(np.mod(self.when, period))
+        phases = np.concatenate([phases[-1:] - period, phases, phases[:1] + period])
+        wanted = np.mod(when, period)
+        right = np.searchsorted(phases, wanted)
+        nearest = np.minimum(wanted - phases[right - 1], phases[right] - wanted)
+        occurs: NDArray[np.bool_] = nearest <= 1.001 * NEAR * period
+        return occurs
+
     def _padded(self, count: Rows) -> Floats:
         """The newest of the first `count` values; where there is none, the first, which callers mask out."""
         newest: Floats = self.value[np.maximum(count, 1) - 1]
@@ -132,7 +175,7 @@ class _Channel:
 
 
 def _seasonal(
-    channel: _Channel, period: float, smoothing: Sequence[float], origins: Rows, target_ticks: NDArray[np.int64]
+    channel: _Channel, period: float, smoothing: Sequence[Smoothing], origins: Rows, target_ticks: NDArray[np.int64]
 ) -> Floats:
     """Forecasts [G, Q] of one channel under each of G smoothings."""
     if len(channel.value) == 0:
@@ -140,22 +183,24 @@ def _seasonal(
     known = channel.seen[origins]
     ahead = target_ticks - channel.row_ticks[origins]
     periods = np.maximum(np.ceil(ahead / period), 1.0)
-    season = channel.at((target_ticks - channel.start) - periods * period, known)
+    season, back = channel.in_phase((target_ticks - channel.start) - periods * period, known, period)
     drift = _drift(channel, period, smoothing)[:, np.maximum(known, 1) - 1]
-    forecast = season + periods * drift
+    forecast = season + (periods + back) * drift
     return np.where(np.isnan(forecast), channel.newest(origins), forecast)
 
 
-def _drift(channel: _Channel, period: float, smoothing: Sequence[float]) -> Floats:
-    """Smoothed x(t) − x(t − P) [G, N] after each of a channel's N observations; NaN until one period was seen."""
-    change = channel.value - channel.at(channel.when - period, np.arange(1, len(channel.value) + 1))
+def _drift(channel: _Channel, period: float, smoothing: Sequence[Smoothing]) -> Floats:
+    """Smoothed change per period [G, N] after each of a channel's N observations; NaN until one period was seen."""
+    season, back = channel.in_phase(channel.when - period, np.arange(1, len(channel.value) + 1), period)
+    change = (channel.value - season) / (1 + back)
     drift = np.full((len(smoothing), len(change)), np.nan)
     usable = np.flatnonzero(~np.isnan(change))
     if len(usable) == 0:
         return drift
     gaps = np.diff(channel.when[usable], prepend=channel.when[usable[0]])
-    weights = -np.expm1(-gaps[:, None] / (np.asarray(smoothing) * period))
-    current = np.full(len(smoothing), change[usable[0]])
+    constants = np.array([np.inf if tau is None else tau for tau in smoothing])
+    weights = -np.expm1(-gaps[:, None] / (constants * period))
+    current = np.where(np.isinf(constants), 0.0, change[usable[0]])
     for row, weight in zip(usable, weights, strict=True):
         current = current + weight * (change[row] - current)
         drift[:, row] = current

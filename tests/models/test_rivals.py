@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from odestream.models.ridge import RidgeDesign, fit_ridge
 from odestream.models.rivals import (
     DEFAULT_SMOOTHING,
+    SMOOTHING_GRID,
     SeasonalNaive,
     fit_seasonal,
     horizon_pairs,
@@ -42,6 +43,23 @@ def drifting_season(ticks: NDArray[np.int64], period: float) -> NDArray[np.float
     return 3 + 0.01 * ticks + np.sin(2 * np.pi * ticks / period) + 0.3 * np.cos(4 * np.pi * ticks / period)
 
 
+def weekly_with_holes(seed: int, noise: float, slope: float = 0.0) -> Series:
+    """Daily rows, a season of seven unlike days, and 30 % of the values missing at random."""
+    days, rng = np.arange(700_000, 700_900), np.random.default_rng(seed)
+    pattern = np.array([20.0, 22.0, 21.0, 25.0, 30.0, 5.0, 2.0])
+    x = pattern[days % 7] + slope * (days - days[0]) + rng.normal(0, noise, len(days))
+    return record(days, x, rng.random(len(days)) < 0.7)
+
+
+def same_weekday_last_observed(daily: Series, origins: NDArray[np.int64], horizon: int) -> NDArray[np.float64]:
+    """Forecast [Q, 1] of a table with a row for each day, one origin after another."""
+    made = np.full((len(origins), 1), np.nan)
+    for place, origin in enumerate(origins):
+        past = [i for i in range(origin + horizon - 7, -1, -7) if i <= origin and daily.mask[i, 0]]
+        made[place] = daily.x[past[0], 0] if past else np.nan
+    return made
+
+
 @pytest.fixture(scope="module")
 def co2() -> Series:
     with CO2.open(newline="") as file:
@@ -64,11 +82,42 @@ def test_seasonal_naive_is_exact_on_a_season_with_linear_drift_at_horizons_beyon
 def test_seasonal_naive_follows_straight_lines_through_irregular_times_and_holes() -> None:
     ticks = irregular(1)
     observed = np.random.default_rng(2).random(len(ticks)) < 0.7
-    data = record(ticks, np.where(observed, 5 - 0.02 * ticks, np.nan), observed)
+    data = record(ticks, np.where(observed, 5 - ticks / 64, np.nan), observed)  # exact in float32
     origins = np.flatnonzero(observed & (ticks > 1500))
     target = ticks[origins] + 77
     forecast = SeasonalNaive(300.5, (0.1,)).forecast(data, origins, target)
-    np.testing.assert_allclose(forecast[:, 0], 5 - 0.02 * target, atol=1e-5)
+    np.testing.assert_allclose(forecast[:, 0], 5 - target / 64, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_on_a_weekly_season_with_holes_the_rival_is_as_good_as_the_same_weekday_when_last_observed(seed: int) -> None:
+    daily, first, horizons = weekly_with_holes(seed, noise=2.5), 720, (1, 3, 7, 14)
+    fitted = fit_seasonal([select_rows(daily, slice(first))], 7.0, horizons)
+    for horizon in horizons:
+        origins = np.arange(first, len(daily.ticks) - horizon)
+        targets = origins + horizon
+        weekday = mean_absolute_error(same_weekday_last_observed(daily, origins, horizon), daily, targets)
+        made, driftless = (
+            s.forecast(daily, origins, daily.ticks[targets]) for s in (fitted, SeasonalNaive(7, (None,)))
+        )
+        assert mean_absolute_error(made, daily, targets) <= 1.1 * weekday
+        assert mean_absolute_error(made, daily, targets) <= mean_absolute_error(driftless, daily, targets)
+
+
+def test_a_hole_one_period_back_is_filled_from_the_same_phase_further_back_and_drift_counts_all_those_periods() -> None:
+    daily = weekly_with_holes(4, noise=0.0, slope=1 / 8)
+    origins = np.arange(200, 880)
+    forecast = SeasonalNaive(7.0, (1.0,)).forecast(daily, origins, daily.ticks[origins] + 10)
+    whole = np.array([20.0, 22.0, 21.0, 25.0, 30.0, 5.0, 2.0])[(daily.ticks[origins] + 10) % 7]
+    np.testing.assert_allclose(forecast[:, 0], whole + (origins + 10) / 8, rtol=0, atol=1e-9)
+
+
+def test_a_phase_that_was_never_observed_is_interpolated_between_its_neighbours() -> None:
+    days = np.arange(70)
+    daily = record(days, (days % 7).astype(float), days % 7 != 3)
+    seasonal = SeasonalNaive(7.0, (None,))
+    assert seasonal.forecast(daily, np.array([60]), np.array([63 + 3]))[0, 0] == pytest.approx(3.0)
+    assert seasonal.forecast(daily, np.array([60]), np.array([63 + 6]))[0, 0] == 6.0
 
 
 def test_drift_is_the_continuous_time_moving_average_of_changes_over_a_period() -> None:
@@ -86,7 +135,7 @@ def test_a_forecast_does_not_depend_on_what_comes_after_its_origin(seed: int, or
     x, mask = rng.normal(size=(80, 2)), rng.random((80, 2)) < 0.6
     other_x, other_mask = x.copy(), mask.copy()
     other_x[origin + 1 :], other_mask[origin + 1 :] = 1e6, True
-    seasonal, at = SeasonalNaive(311.7, (0.2, 0.9)), np.array([origin])
+    seasonal, at = SeasonalNaive(311.7, (0.2, None)), np.array([origin])
     target, a, b = ticks[at] + horizon, record(ticks, x, mask), record(ticks, other_x, other_mask)
     np.testing.assert_array_equal(seasonal.forecast(a, at, target), seasonal.forecast(b, at, target))
     np.testing.assert_array_equal(last_value(a, at), last_value(b, at))
@@ -124,8 +173,8 @@ def test_smoothing_is_long_for_a_noisy_steady_drift_and_short_for_a_quiet_changi
     changing = np.cumsum(rng.normal(0, 0.3, len(ticks)))
     both = record(ticks, np.stack([noisy, changing], axis=1), np.ones((len(ticks), 2)))
     long, short = fit_seasonal([both], 365.0, (5, 50)).smoothing
-    assert long >= 1 / 4
-    assert short <= 1 / 16
+    assert long in SMOOTHING_GRID[SMOOTHING_GRID.index(1 / 4) :]
+    assert short in SMOOTHING_GRID[1 : SMOOTHING_GRID.index(1 / 8)]
 
 
 def test_smoothing_of_a_record_shorter_than_its_period_is_the_default() -> None:
