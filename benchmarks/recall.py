@@ -40,8 +40,9 @@ FRESH_SEED = 100  # the recipe was chosen on seeds 0, 1 and 2
 FULL = next(iter(ROWS))
 
 NOTES = """\
-The recipe was chosen on seeds 0, 1 and 2; the ones shown count up from 100. One cell is trained for each seed; a row is that cell with the other reads closed throughout the stream, as a part of
-its training sequences had them. The window holds the last 16 rows, noise too, and can reach no further. Surprise is
+The recipe was chosen on seeds 0, 1 and 2; the ones shown count up from 100. One cell is trained
+for each seed; a row is that cell with the other reads closed throughout the stream, as a part of its training
+sequences had them. The window holds the last 16 rows, noise too, and can reach no further. Surprise is
 computed and drives the hidden state, but takes no part in the write gate: noise has more energy than an event here, so
 the squared error does not tell them apart."""
 

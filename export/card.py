@@ -9,12 +9,19 @@ from typing import Any
 from odestream.export.verify import SHORTER_CHAINS
 from odestream.runtime.contract.manifest import Manifest, ParityRow, SolverSpec
 
+TRAINING_FACTS = ("deployed_solver_steps", "best_validation_score", "parameters", "seconds", "steps")
+ELSEWHERE = ("task", "seed", "data_sha256")  # they stand in the settings and the data already
+LIMITS = """\
+A new stream knows nothing: let it live through past rows before its answers count. Times are true times, not times
+since the start. Accuracy is that of the test part above; nothing is claimed for other data, and a flagged row says only
+that the solver's own error estimate exceeds the tolerance."""
+
 
 def model_card(manifest: Manifest, files: Mapping[str, bytes], training: Mapping[str, Any]) -> str:
     """The card's text. files: name → content of the bundle's other files; training: what the run says of itself."""
     sections = (
         ("", _summary(manifest)),
-        ("Training", _training(training)),
+        ("Training", _training(manifest, training)),
         ("Accuracy", _accuracy(manifest.metrics)),
         ("Inputs and outputs", _tensors(manifest)),
         ("State", _state(manifest)),
@@ -42,21 +49,31 @@ def _summary(manifest: Manifest) -> str:
     )
 
 
-def _training(training: Mapping[str, Any]) -> str:
+def _training(manifest: Manifest, training: Mapping[str, Any]) -> str:
+    """Settings and data, and what metrics.json says of the training itself."""
     if not training:
         return "Exported from a module; nothing is recorded of its training."
-    rows = [(f"{group}: {key}", _text(value)) for group, values in training.items() for key, value in values.items()]
-    return _table(("", ""), [row for row in rows if row[1]])
+    clock = manifest.time
+    rows = [
+        (f"{group}: {_plain(key)}", _text(value)) for group, values in training.items() for key, value in values.items()
+    ]
+    rows = [(key, text) for key, text in rows if text and key != "data: median gap"]
+    rows.append(
+        ("data: median gap", f"{clock.ticks_per_model_unit / 10 / clock.ticks_per_column_unit:.4g} {clock.unit}")
+    )
+    rows += [(_plain(key), _text(value)) for key, value in manifest.metrics.items() if key in TRAINING_FACTS]
+    return _table(("", ""), rows)
 
 
 def _accuracy(metrics: Mapping[str, Any]) -> str:
     """Whatever the trainer measured, rivals beside the model."""
-    return "\n\n".join(_measures(metrics, "")) or "Not measured."
+    measured = {key: value for key, value in metrics.items() if key not in (*TRAINING_FACTS, *ELSEWHERE)}
+    return "\n\n".join(_measures(measured, "")) or "Not measured."
 
 
 def _measures(metrics: Mapping[str, Any], title: str) -> Iterable[str]:
     """Tables of a tree of measures: groups with the same measures are the rows of one table."""
-    single = [(key, _text(value)) for key, value in metrics.items() if not isinstance(value, Mapping)]
+    single = [(_plain(key), _text(value)) for key, value in metrics.items() if not isinstance(value, Mapping)]
     if single:
         yield _titled(title, _table(("measure", "value"), single))
     groups = {key: value for key, value in metrics.items() if isinstance(value, Mapping)}
@@ -64,14 +81,20 @@ def _measures(metrics: Mapping[str, Any], title: str) -> Iterable[str]:
     heads = {tuple(row) for row in rows.values()}
     if len(heads) == 1 and all(any(not isinstance(v, Mapping) for v in group.values()) for group in groups.values()):
         lines = [(key, *map(_text, row.values())) for key, row in rows.items()]
-        yield _titled(title, _table(("", *heads.pop()), lines))
+        ahead = "gaps ahead" if all(key.isdigit() for key in rows) else ""
+        yield _titled(title, _table((ahead, *map(_plain, heads.pop())), lines))
         return
     for key, group in groups.items():
-        yield from _measures(group, f"{title}, {key}" if title else key)
+        yield from _measures(group, f"{title}, {key}" if title else _plain(key))
 
 
 def _titled(title: str, table: str) -> str:
-    return f"**{title.replace('_', ' ')}**\n\n{table}" if title else table
+    return f"**{title}**\n\n{table}" if title else table
+
+
+def _plain(key: str) -> str:
+    """A key as words."""
+    return key.replace("_", " ")
 
 
 def _tensors(manifest: Manifest) -> str:
@@ -130,11 +153,15 @@ def _parity(rows: Sequence[ParityRow]) -> str:
 
 
 def _use(manifest: Manifest) -> str:
+    channels = manifest.task.inputs or [f"x{i}" for i in range(manifest.spec.inputs[0].size)]
+    x = "byte" if manifest.task.kind == "tokens" else f"[{', '.join(channels)}]"
+    time = "" if manifest.spec.input("dt") is None else ", t=model.tick(time)"
     return (
         f"```\nodestream verify {manifest.name}\n"
-        f"odestream run {manifest.name} --input data.csv --output predictions.csv\n```\n\n"
+        f"odestream run {manifest.name} --input data.csv --output predictions.csv --snapshot state.snap\n```\n\n"
         "```python\nfrom odestream.runtime import load\n\n"
-        f'with load("{manifest.name}") as model:\n    stream = model.stream()\n    out = stream.step(x, t=ticks)\n```'
+        f'with load("{manifest.name}") as model:\n    stream = model.stream()\n    out = stream.step({x}{time})\n```'
+        f"\n\n{LIMITS}"
     )
 
 

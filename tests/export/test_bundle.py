@@ -60,7 +60,7 @@ def test_the_card_says_what_it_was_trained_on_how_good_it_is_and_how_to_run_it(r
     for expected in (
         "# bundle",
         "co2.csv",
-        "|  | mae | rivals / last_value |",
+        "| gaps ahead | mae | rivals / last value |",
         "| 1 | 0.25 | 0.5 |",
         "| 4 | 0.375 |  |",
         "bosh32",
