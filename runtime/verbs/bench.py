@@ -23,7 +23,7 @@ from odestream.runtime.verbs.console import (
     show_table,
     versions,
 )
-from odestream.runtime.verbs.latency import Measured, Subject, measure, summary, warm_up_text
+from odestream.runtime.verbs.latency import PERCENTILES, Measured, Subject, measure, summary, warm_up_text
 from odestream.runtime.verbs.latency_plot import plot_latency, require_format
 
 GAPS_PER_UNIT = 10  # a model's time unit is ten of its training gaps
@@ -125,9 +125,9 @@ def _engine_call(binding: Binding, label: str) -> Callable[[], None]:
 
 
 def _show(title: str, results: Sequence[Measured]) -> None:
-    columns = ("what", "batch", "pace", "calls", "p50 µs", "p90", "p99", "p99.9", "jitter", "missed", "rows/s")
+    columns = ("what", "batch", "pace", "p50 µs", "p90", "p99", "p99.9", "missed", "rows/s")
     show_table(title, columns, [_row(summary(measured)) for measured in results], numbers=columns[1:2] + columns[3:])
-    print(f"Warm-up: {warm_up_text()}. Jitter is the standard deviation. Rounds of all measurements are interleaved.")
+    print(f"Warm-up: {warm_up_text()}. Rounds are interleaved; a percentile of too few calls is left out.")
 
 
 def _row(figures: dict[str, Any]) -> tuple[str, ...]:
@@ -135,9 +135,8 @@ def _row(figures: dict[str, Any]) -> tuple[str, ...]:
     return (
         figures["name"],
         str(figures["batch"]),
-        f"{figures['rate_hz']:g} Hz" if paced else "back-to-back",
-        str(figures["calls"]),
-        *(f"{figures[key]:.1f}" for key in ("p50_us", "p90_us", "p99_us", "p99.9_us", "jitter_us")),
+        f"{figures['rate_hz']:g} Hz" if paced else "none",
+        *(f"{figures[f'p{q:g}_us']:.1f}" if figures["calls"] * (1 - q / 100) >= 1 else "" for q in PERCENTILES),
         str(figures["deadline_misses"]) if paced else "",
         "" if paced else f"{figures['rows_per_second']:,.0f}",
     )
