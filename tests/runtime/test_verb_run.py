@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from odestream.runtime import load
 from odestream.runtime.cli import main
 from odestream.runtime.contract.manifest import TaskSpec, decode_manifest, encode_manifest
 from tests.helpers.tiny_bundle import Tiny, TinyReference, write_tiny
@@ -338,64 +337,3 @@ def test_output_folder_that_is_absent_is_named(
     assert run(bundle, table, "--output", tmp_path / "absent" / "out.csv") == 2
     assert "absent; create it first" in refusal(capsys)
     assert list(tmp_path.iterdir()) == [table]
-
-
-@pytest.mark.parametrize("same", ["input", "output"])
-def test_outputs_that_are_one_file_or_the_input_are_refused_before_work(
-    same: str, bundle: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = files_under(tmp_path)
-    target = table if same == "input" else tmp_path / "both"
-    assert run(bundle, table, "--output", tmp_path / "both", "--snapshot", target, "--force") == 2
-    assert "own" in refusal(capsys) or same == "input"
-    assert files_under(tmp_path) == before
-
-
-def test_snapshot_of_the_python_interface_is_resumed_and_back(
-    bundle: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole = run_text(bundle, table, capsys)
-    first = write_table(tmp_path / "first.csv", ROWS[:3])
-    second = write_table(tmp_path / "second.csv", [ROWS[0], *ROWS[3:]])
-    assert run(bundle, first, "--output", tmp_path / "out.csv", "--snapshot", tmp_path / "one.snap") == 0
-    with load(bundle) as model:
-        blob = model.restore((tmp_path / "one.snap").read_bytes()).snapshot()
-    assert blob == (tmp_path / "one.snap").read_bytes()
-    (tmp_path / "two.snap").write_bytes(blob)
-    capsys.readouterr()
-    assert run(bundle, second, "--resume", tmp_path / "two.snap") == 0
-    assert capsys.readouterr().out.splitlines()[1:] == whole.splitlines()[3:]
-
-
-def test_gap_that_cannot_be_crossed_is_an_error_or_a_new_stream(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write_tiny(tmp_path / "bundle", Tiny(stiffness=50.0))
-    table = write_table(tmp_path / "gap.csv", ["time,c0,c1,c2", "0,1,2,3", "1e6,1,2,3", "1000000.5,2,2,2"])
-    assert run(path, table) == 2
-    assert "--on-gap reset" in capsys.readouterr().err
-    assert run(path, table, "--on-gap", "reset") == 0
-    rows = capsys.readouterr().out.splitlines()
-    alone = write_table(tmp_path / "alone.csv", ["time,c0,c1,c2", "1e6,1,2,3", "1000000.5,2,2,2"])
-    assert run(path, alone) == 0
-    assert rows[2:] == capsys.readouterr().out.splitlines()[1:]
-    assert run(path, table, "--on-gap", "skip") == 2
-    assert "choose one of error, reset" in refusal(capsys)
-
-
-def test_bad_row_of_a_pipe_keeps_the_state_of_the_rows_before_it(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    good, bad = write_table(tmp_path / "good.csv", ROWS[:4]), write_table(tmp_path / "bad.csv", [*ROWS[:4], "9,x,1,1"])
-    assert run(bundle, bad, "--snapshot", tmp_path / "bad.snap") == 2
-    assert run(bundle, good, "--snapshot", tmp_path / "good.snap") == 0
-    assert (tmp_path / "bad.snap").read_bytes() == (tmp_path / "good.snap").read_bytes()
-    assert run(bundle, bad, "--output", tmp_path / "out.csv", "--snapshot", tmp_path / "none.snap") == 2
-    assert not (tmp_path / "out.csv").exists()
-    assert not (tmp_path / "none.snap").exists()
-
-
-def run_text(bundle: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    assert run(bundle, table) == 0
-    return capsys.readouterr().out
