@@ -83,6 +83,13 @@ class _Version(msgspec.Struct):
     version: int
 
 
+class _Mark(_Version):
+    """What no other program's config.json has."""
+
+    cell: dict[str, Any]
+    weights_sha256: str
+
+
 def save_checkpoint(run: str | Path, cell: Cell, info: RunInfo) -> None:
     """Write a run into the folder `run`, which is made if needed; each file appears whole, `config.json` last.
 
@@ -133,6 +140,15 @@ def load_weights(cell: Cell, tensors: dict[str, Tensor], where: str) -> None:
             )
     _check_finite(tensors, where)
     cell.load_state_dict(tensors)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether `folder` has the configuration of a finished run, of whatever version."""
+    try:
+        msgspec.json.decode((folder / CONFIG_FILE).read_bytes(), type=_Mark)
+    except (OSError, msgspec.MsgspecError):
+        return False
+    return True
 
 
 def encode_tensors(tensors: dict[str, Tensor]) -> bytes:

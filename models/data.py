@@ -173,8 +173,8 @@ def _first_cells(path: str | Path) -> tuple[list[str], list[str]]:
     """A CSV's header and the first filled cell under each name; what is wrong with the table is found by its reader."""
     with open_source(Path(path)) as (_, stream):
         lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
+        reader = csv.reader(lines)
         try:
-            reader = csv.reader(lines)
             header = [name.strip() for name in next(reader, [])]
             first = [""] * len(header)
             for row in reader:
@@ -183,6 +183,8 @@ def _first_cells(path: str | Path) -> tuple[list[str], list[str]]:
                 ]
                 if all(first):
                     break
+        except csv.Error as cause:
+            raise InputError(f"{path} line {reader.line_num}: not CSV ({cause}); correct the line") from cause
         finally:
             lines.detach()
     if not header:
@@ -206,17 +208,25 @@ def _split_rows(series: Series, test_fraction: float) -> Part:
 
 def _split_streams(task: TaskSpec, series: Sequence[Series], settings: Settings) -> tuple[Part, ...]:
     random = np.random.default_rng(settings.seed)
+    classes = [[s for s in series if s.labels.max() == label] for label in range(len(task.labels))]
+    tests = [round(settings.test_fraction * len(members)) for members in classes]
+    validations = _validation_streams([len(m) - test for m, test in zip(classes, tests, strict=True)])
     parts: dict[str, Part] = {}
-    for label in range(len(task.labels)):
-        members = [s for s in series if s.labels.max() == label]
-        order = [members[i] for i in random.permutation(len(members))]
-        test = round(settings.test_fraction * len(order))
-        validation = round(VALIDATION_FRACTION * (len(order) - test))
-        for place, stream in enumerate(order):
-            end = len(stream.ticks)
+    for members, test, validation in zip(classes, tests, validations, strict=True):
+        for place, index in enumerate(random.permutation(len(members))):
+            stream, end = members[index], len(members[index].ticks)
             start = (0, 0) if place < test else (0, end) if place < test + validation else (end, end)
             parts[stream.name] = Part(stream, *start)
     return tuple(parts[s.name] if s.name in parts else Part(s, len(s.ticks), len(s.ticks)) for s in series)
+
+
+def _validation_streams(left: Sequence[int]) -> list[int]:
+    """Validation streams of each class, of those that are `left` after test: one at least, if a class can spare it."""
+    counts = [round(VALIDATION_FRACTION * count) for count in left]
+    largest = int(np.argmax(left))
+    if sum(counts) == 0 and left[largest] > 1:
+        counts[largest] = 1
+    return counts
 
 
 def _one_label(series: Series) -> bool:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
+from odestream.runtime.errors import InputError
+
 
 @dataclass(frozen=True)
 class World:
@@ -60,13 +62,23 @@ class World:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """The processes that `torchrun` started (it sets WORLD_SIZE and RANK), connected by gloo; or this one alone."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    """The processes that `torchrun` started (it sets WORLD_SIZE and RANK), connected by gloo; or this one alone.
+
+    InputError where the environment names several processes, but not how to reach them.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield World()
         return
-    distributed.init_process_group("gloo")
+    try:
+        size = int(os.environ["WORLD_SIZE"])
+        distributed.init_process_group("gloo")
+    except ValueError as cause:
+        raise InputError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes cannot be joined ({cause}); "
+            "start them with torchrun, or unset WORLD_SIZE"
+        ) from cause
     try:
         yield World(distributed.get_rank(), size)
+        distributed.barrier()  # gloo at times aborts a process that leaves while the leader still judges
     finally:
         distributed.destroy_process_group()

@@ -110,8 +110,8 @@ def pairs_at(walked: Walk, horizon: float, tolerance: float, first: int, last: i
 
 def nearest_rows(series: Series, wanted: NDArray[np.floating], tolerance: float) -> tuple[Rows, NDArray[np.bool_]]:
     """The row [Q] nearest to each of the ticks `wanted` [Q], and whether it is within `tolerance` ticks of it."""
-    right = np.clip(np.searchsorted(series.ticks, wanted), 1, len(series.ticks) - 1)
-    left = right - 1
+    right = np.minimum(np.searchsorted(series.ticks, wanted), len(series.ticks) - 1)
+    left = np.maximum(right - 1, 0)
     nearer = (wanted - series.ticks[left]) <= (series.ticks[right] - wanted)
     rows = np.where(nearer, left, right).astype(np.int64)
     return rows, np.abs(series.ticks[rows] - wanted) <= tolerance

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from odestream.models.cell import Cell
 from odestream.models.config import VOCABULARY
 from odestream.models.data import Dataset, Rows
-from odestream.models.sequences import Calls, calls_of, calls_of_bytes, longest_call, stack
+from odestream.models.sequences import MAX_CALLS, MAX_PIECES, Calls, calls_of, calls_of_bytes, longest_call, stack
 from odestream.models.unroll import unroll
 
 Floats = NDArray[np.float64]
@@ -52,9 +52,9 @@ def log_loss(scored: Scored) -> float:
     return float(-scored.log_chances[np.arange(len(scored.labels)), scored.labels].mean())
 
 
-def validation_sequences(data: Dataset, cell: Cell, steps: int) -> list[Judging]:
-    """What a classifier is judged on while it trains."""
-    return _judged(data, cell, steps, [(p.validation, p.test) for p in data.parts])
+def validation_sequences(data: Dataset, cell: Cell, steps: int, most: int = MAX_PIECES) -> list[Judging]:
+    """What a classifier is judged on while it trains. most: calls that a gap may take, see `calls_of`."""
+    return _judged(data, cell, steps, [(p.validation, p.test) for p in data.parts], most)
 
 
 def classify_report(cell: Cell, data: Dataset) -> Report:
@@ -63,10 +63,10 @@ def classify_report(cell: Cell, data: Dataset) -> Report:
         np.concatenate([p.series.labels[: p.validation] for p in data.parts]) + 1, minlength=len(data.task.labels) + 1
     )[1:]
     steps = cell.config.steps
-    tests = _judged(data, cell, steps, [(p.test, len(p.series.ticks)) for p in data.parts])
+    tests = _judged(data, cell, steps, [(p.test, len(p.series.ticks)) for p in data.parts], MAX_CALLS)
     return {
         "test": _class_figures(cell, tests, counts),
-        "validation": _class_figures(cell, validation_sequences(data, cell, steps), counts),
+        "validation": _class_figures(cell, validation_sequences(data, cell, steps, MAX_CALLS), counts),
         "deployed_solver_steps": steps,
     }
 
@@ -88,12 +88,12 @@ def tokens_report(cell: Cell, training: bytes, validation: bytes, test: bytes) -
     }
 
 
-def _judged(data: Dataset, cell: Cell, steps: int, ranges: Sequence[tuple[int, int]]) -> list[Judging]:
+def _judged(data: Dataset, cell: Cell, steps: int, ranges: Sequence[tuple[int, int]], most: int) -> list[Judging]:
     longest, found = longest_call(cell.config, steps), []
     for part, (start, stop) in zip(data.parts, ranges, strict=True):
         if stop > start and np.any(part.series.labels[start:stop] >= 0):
             rows = np.arange(max(0, start - WARM_CALLS), stop)
-            calls = calls_of(part.series, rows, data.time, longest)
+            calls = calls_of(part.series, rows, data.time, longest, most)
             found.append(Judging(calls, int(np.flatnonzero(calls.rows >= start)[0])))
     return found
 

@@ -17,7 +17,7 @@ from odestream.models import rivals
 from odestream.models.cell import Cell
 from odestream.models.data import Dataset, Rows, period_ticks
 from odestream.models.forecasting import Walk, forecast, pairs_at, walk
-from odestream.models.sequences import calls_of, longest_call
+from odestream.models.sequences import MAX_CALLS, calls_of, longest_call
 from odestream.models.validation import ValidationSegments
 
 Floats = NDArray[np.float64]
@@ -37,7 +37,7 @@ def forecast_report(cell: Cell, data: Dataset, horizons: Sequence[int], period: 
     """
     season = _season(data, horizons, period)
     judge = Judge(cell, data, tuple(horizons), season)
-    segments = ValidationSegments(cell, data, seed)
+    segments = ValidationSegments(cell, data, seed, MAX_CALLS)
     random = np.random.default_rng(seed)
     whole = [np.arange(len(p.series.ticks)) for p in data.parts]
     thinned = [
@@ -84,20 +84,26 @@ class Judge:
     horizons: tuple[int, ...]
     season: rivals.SeasonalNaive | None = None
 
-    def report(self, walks: Sequence[Walk], ranges: Sequence[Range]) -> Report:
-        """target -> horizon -> figures, on rows [start, stop) of each stream."""
-        made = {h: _joined([self.judge(w, r, h) for w, r in zip(walks, ranges, strict=True)]) for h in self.horizons}
+    def report(self, walks: Sequence[Walk | None], ranges: Sequence[Range]) -> Report:
+        """target -> horizon -> figures, on rows [start, stop) of each stream that was walked."""
+        walked = [(walk, rows) for walk, rows in zip(walks, ranges, strict=True) if walk is not None]
+        made = {h: _joined([self.judge(*one, h) for one in walked]) for h in self.horizons}
         return self.by_target(made, _figures)
 
-    def walks(self, arriving: Sequence[Rows]) -> list[Walk]:
-        """The streams, in order and as often as `arriving` goes round them, walked through the rows that arrive."""
+    def walks(self, arriving: Sequence[Rows]) -> list[Walk | None]:
+        """The streams, in order and as often as `arriving` goes round them, walked through the rows that arrive.
+
+        None for a stream of which nothing arrives.
+        """
         longest = longest_call(self.cell.config, self.cell.config.steps)
         parts = [self.data.parts[i % len(self.data.parts)] for i in range(len(arriving))]
         calls = [
-            calls_of(part.series, rows[rows >= part.validation - WARM_ROWS], self.data.time, longest)
+            calls_of(part.series, rows[rows >= part.validation - WARM_ROWS], self.data.time, longest, MAX_CALLS)
             for part, rows in zip(parts, arriving, strict=True)
         ]
-        return walk(self.cell, [part.series for part in parts], calls)
+        come = [(part.series, own) for part, own in zip(parts, calls, strict=True) if len(own) > 0]
+        walks = iter(walk(self.cell, [series for series, _ in come], [own for _, own in come]))
+        return [next(walks) if len(own) > 0 else None for own in calls]
 
     def judge(self, walked: Walk, rows: Range, horizon: int) -> Judged:
         """Forecasts of one stream from the calls that bring one of `rows`, for targets among the same rows."""

@@ -20,10 +20,11 @@ from odestream.models.config import CellConfig
 from odestream.models.data import Rows, phases
 from odestream.models.field import SILU_SLOPE
 from odestream.runtime.contract.manifest import TimeSpec
-from odestream.runtime.contract.tableau import tableau
+from odestream.runtime.contract.tableau import calls_needed, tableau
 from odestream.runtime.table import Series
 
-MAX_PIECES = 64  # of one gap; what a longer one adds, a settled state does not notice
+MAX_PIECES = 64  # of one gap in training; what a longer one adds, a settled state hardly notices
+MAX_CALLS = 1024  # of one gap in evaluation, as many as a runtime makes
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class Calls:
         return Calls(self.rows[start:stop], self.ticks[start:stop], inputs, self.labels[start:stop])
 
 
-def calls_of(series: Series, rows: Rows, time: TimeSpec, longest: float) -> Calls:
+def calls_of(series: Series, rows: Rows, time: TimeSpec, longest: float, most: int = MAX_PIECES) -> Calls:
     """Calls for `rows` (increasing) of a new stream, none of which crosses more than `longest` model units.
 
     The first call has dt 0 and the phase of its own time; every other has the phase of the call before it.
+    most: calls that a gap may take. Time beyond them is lost to the cell: its ages and averages then run behind those
+    of a runtime, which makes up to `MAX_CALLS`. Training bears that to stay fast; evaluation must ask for all.
     """
-    ticks, ends = _split_gaps(series.ticks[rows], longest * time.ticks_per_model_unit)
+    ticks, ends = _split_gaps(series.ticks[rows], longest * time.ticks_per_model_unit, most)
     brought = np.full(len(ticks), -1, np.int64)
     brought[ends] = rows
     seen = (brought >= 0)[:, None]
@@ -104,6 +107,11 @@ def longest_call(config: CellConfig, steps: int) -> float:
     return steps * tableau(config.method).real_bound / stiffest(config)
 
 
+def steps_across(config: CellConfig, units: float) -> int:
+    """Fewest solver steps that cross `units` model units in one call stably, whatever weights training finds."""
+    return calls_needed(units, 1, stiffest(config), config.method)
+
+
 def stiffest(config: CellConfig) -> float:
     """The largest bound that `Field.stiffness` can give within the configuration's limits, per model unit."""
     return config.decay_limit + SILU_SLOPE * config.norm_limit**2
@@ -122,11 +130,11 @@ def running_statistics(cell: Cell, sequences: Sequence[Calls]) -> list[Tensor]:
     return [whole[i, : len(s)] for i, s in enumerate(sequences)]
 
 
-def _split_gaps(ticks: Rows, longest: float) -> tuple[Rows, Rows]:
+def _split_gaps(ticks: Rows, longest: float, most: int) -> tuple[Rows, Rows]:
     """The ticks with those between them at which long gaps are cut, and the places of the given ones."""
     gaps = np.diff(ticks)
-    pieces = np.clip(np.ceil(gaps / longest - 1e-9), 1, MAX_PIECES).astype(np.int64)
-    ends = np.concatenate([[0], np.cumsum(pieces)])
+    pieces = np.clip(np.ceil(gaps / longest - 1e-9), 1, most).astype(np.int64)
+    ends = np.concatenate([[0], np.cumsum(pieces)])[: len(ticks)]
     owner = np.repeat(np.arange(len(gaps)), pieces)
     number = np.arange(len(owner)) - ends[owner] + 1
     inner = ticks[owner] + (gaps[owner] / pieces[owner] * number).astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,15 @@ import msgspec
 import torch
 
 from odestream.models.cell import Cell
-from odestream.models.checkpoint import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, RunInfo, Settings, save_checkpoint
+from odestream.models.checkpoint import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    WEIGHTS_FILE,
+    RunInfo,
+    Settings,
+    holds_run,
+    save_checkpoint,
+)
 from odestream.models.config import CellConfig, preset
 from odestream.models.curve import draw_curve
 from odestream.models.data import Dataset, Text, centre_and_scale, load_table, load_text
@@ -206,12 +215,21 @@ def _identity(info: RunInfo) -> dict[str, Any]:
 
 
 def _refuse(job: Job) -> None:
+    """PathError unless `out` is free, or `resume` or `force` is given for a folder that it may be given for."""
     if job.resume and (job.out / CONFIG_FILE).exists():
         raise PathError(f"{job.out} is a finished run; leave --resume out and choose another --out, or pass --force")
-    if not job.resume:
-        refuse_existing(job.out, job.force)
-    if job.force and job.out.exists() and not job.out.is_dir():
-        raise PathError(f"{job.out} is no directory; choose another --out")
+    if job.resume:
+        return
+    refuse_existing(job.out, job.force)
+    if os.path.lexists(job.out) and not _replaceable(job.out):
+        raise PathError(f"{job.out} is no training run, and --force replaces nothing else; choose another --out")
+
+
+def _replaceable(out: Path) -> bool:
+    """Whether a folder is empty or a run, finished or not: never replace somebody's files."""
+    if not out.is_dir() or not any(out.iterdir()):
+        return out.is_dir()
+    return holds_run(out) or ((out / TRAINING_FILE).is_file() and not (out / CONFIG_FILE).exists())
 
 
 @contextmanager

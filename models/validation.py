@@ -17,18 +17,22 @@ from torch import Tensor
 from odestream.models.cell import Cell
 from odestream.models.data import Dataset, Part
 from odestream.models.forecasting import Walk, forecast, pairs_at, walk
-from odestream.models.sequences import Calls, calls_of, longest_call, running_statistics
+from odestream.models.sequences import MAX_PIECES, Calls, calls_of, longest_call, running_statistics
 
 STREAMS, ROWS = 16, 1000  # at most: a score needs no more
 ONE_SIGMA, FEWEST = 0.6827, 50
+FACTORS = (1e-3, 1e3)  # least and largest change of a deviation
 SEGMENT, WARM = 64, 64  # calls that count, and calls before them
 Errors = NDArray[np.float64]
 
 
 class ValidationSegments:
-    """The validation rows of `data`; the cell gives centre, scale and time constants, not weights."""
+    """The validation rows of `data`; the cell gives centre, scale and time constants, not weights.
 
-    def __init__(self, cell: Cell, data: Dataset, seed: int) -> None:
+    most: calls that a gap may take, see `calls_of`.
+    """
+
+    def __init__(self, cell: Cell, data: Dataset, seed: int, most: int = MAX_PIECES) -> None:
         self.time, self.gap = data.time, data.gap
         self.segments: list[_Segment] = []
         random, longest = np.random.default_rng([seed, 2]), longest_call(cell.config, 1)
@@ -36,8 +40,9 @@ class ValidationSegments:
         for part, share in itertools.product(judged, (1.0, 0.5)):
             rows = np.arange(min(part.test, part.validation + ROWS))
             come = rows[(rows < part.validation) | (random.random(len(rows)) < share)]
-            calls = calls_of(part.series, come, data.time, longest)
-            self.segments += _segments(part, calls, running_statistics(cell, [calls])[0])
+            if len(come) > 0:
+                calls = calls_of(part.series, come, data.time, longest, most)
+                self.segments += _segments(part, calls, running_statistics(cell, [calls])[0])
 
     def errors(self, cell: Cell, horizons: Sequence[int], steps: int) -> dict[int, Errors]:
         """horizon -> mean absolute error of each channel [X], NaN where nothing was observed; `steps` solver steps."""
@@ -47,7 +52,8 @@ class ValidationSegments:
     def deviation_factors(self, cell: Cell, horizons: Sequence[int], steps: int) -> Errors:
         """By how much each channel's stated deviation [X] is too small: so scaled, it covers 68.3 % of the errors.
 
-        All forecasts of all horizons count alike; 1 where fewer than `FEWEST` were observed.
+        All forecasts of all horizons count alike. 1 where fewer than `FEWEST` were observed, and where they were met
+        exactly (a constant channel); within `FACTORS`.
         """
         walks = self._walk(cell, steps)
         found: list[list[Errors]] = [[] for _ in range(cell.config.channels)]
@@ -57,7 +63,7 @@ class ValidationSegments:
                 seen = observed[:, channel]
                 distances.append((np.abs(mean - x) / deviation)[seen, channel])
         pooled = [np.concatenate(distances) if distances else np.empty(0) for distances in found]
-        return np.array([np.quantile(d, ONE_SIGMA) if len(d) >= FEWEST else 1.0 for d in pooled])
+        return np.array([_factor(d) for d in pooled])
 
     def _walk(self, cell: Cell, steps: int) -> list[Walk]:
         if not self.segments:
@@ -90,6 +96,11 @@ class _Segment(NamedTuple):
     first: int
     calls: Calls
     norm: Tensor
+
+
+def _factor(distances: Errors) -> float:
+    quantile = float(np.quantile(distances, ONE_SIGMA)) if len(distances) >= FEWEST else 1.0
+    return float(np.clip(quantile, *FACTORS)) if quantile > 0 else 1.0
 
 
 def _segments(part: Part, calls: Calls, norms: Tensor) -> list[_Segment]:

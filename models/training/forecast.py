@@ -61,8 +61,8 @@ class ForecastRecipe(Recipe):
             calls_of(part.series, _thinned(part.validation, i % copies, copies, random), data.time, longest)
             for i, part in enumerate(self.parts)
         ]
-        plan = LanePlan(lanes, min(length, *(len(v) for v in views)), 1 / 40, anywhere=True)
-        super().__init__(views, plan, sum(p.validation for p in parts), integrator)
+        plan = LanePlan(lanes, min(length, max(len(v) for v in views)), 1 / 40, anywhere=True)
+        super().__init__(cell, views, plan, sum(p.validation for p in parts), integrator)
         self.data, self.horizons, self.stiffest = data, settings.horizons, stiffest(cell.config)
         self.norms = running_statistics(cell, views)
         targets = [data.task.inputs.index(t) for t in data.task.targets]
@@ -96,14 +96,14 @@ class ForecastRecipe(Recipe):
 
     def validate(self, cell: Cell) -> float:
         """Mean absolute error in units of the scale, over targets and horizons, whole and with half the rows gone."""
-        errors = self.validation.errors(cell, self.horizons, TRAINING_STEPS)
+        errors = self.validation.errors(cell, self.horizons, self.steps)
         scaled = [e[self.targets] / cell.scale.double().numpy()[self.targets] for e in errors.values()]
         return float(np.nanmean(scaled)) if np.isfinite(scaled).any() else math.nan
 
     @torch.no_grad()
     def calibrate(self, cell: Cell) -> None:
         """Make the stated deviations as large as the errors on validation rows: a model errs more on what is new."""
-        factors = self.validation.deviation_factors(cell, self.horizons, TRAINING_STEPS)
+        factors = self.validation.deviation_factors(cell, self.horizons, self.steps)
         cell.heads.expect.outer.bias[cell.config.channels :] += torch.from_numpy(2.0 * np.log(factors)).float()
 
     def _call_weights(self, chunk: Chunk, parts: Sequence[Calls]) -> Tensor:
@@ -119,7 +119,8 @@ class ForecastRecipe(Recipe):
     def _draw_ahead(self, chunk: Chunk, parts: Sequence[Calls], random: np.random.Generator) -> Ahead:
         """Calls at random and horizons log-uniform from under one median gap to past the largest asked for."""
         first = np.where(chunk.fresh & (chunk.start > 0), min(BURN_IN, self.lanes.plan.length - 1), 0)
-        call = random.integers(first[:, None], self.lanes.plan.length, (len(parts), PAIRS))
+        lengths = np.array([len(part) for part in parts])
+        call = random.integers(first[:, None], lengths[:, None], (len(parts), PAIRS))
         span = (math.log(0.75), math.log(1.1 * max(self.horizons)))
         ahead = np.exp(random.uniform(*span, call.shape)) * self.data.gap
         row, usable = np.zeros_like(call), np.zeros(call.shape, bool)

@@ -14,7 +14,7 @@ from odestream.models.data import Dataset
 from odestream.models.flow import Integrator
 from odestream.models.labelling import Judging, log_loss, score, text_sequences, validation_sequences
 from odestream.models.losses import absolute_error, cross_entropy, normalised, spread_loss
-from odestream.models.sequences import Calls, calls_of, calls_of_bytes, longest_call, stack_labels
+from odestream.models.sequences import Calls, calls_of, calls_of_bytes, longest_call, stack_labels, steps_across
 from odestream.models.training.lanes import Chunk, LanePlan, Rows
 from odestream.models.training.recipe import TRAINING_STEPS, Loss, Recipe
 from odestream.models.unroll import Unrolled
@@ -31,12 +31,14 @@ class LabelRecipe(Recipe):
 
     def __init__(
         self,
+        cell: Cell,
         sequences: Sequence[Calls],
         plan: LanePlan,
         judged: Sequence[Judging],
         integrator: Integrator | None,
+        steps: int = TRAINING_STEPS,
     ) -> None:
-        super().__init__(sequences, plan, sum(len(s) for s in sequences), integrator)
+        super().__init__(cell, sequences, plan, sum(len(s) for s in sequences), integrator, steps)
         self.judged = judged
 
     def judge(
@@ -62,7 +64,7 @@ class LabelRecipe(Recipe):
 
     def validate(self, cell: Cell) -> float:
         """Mean −log p(label) on validation sequences, in nats."""
-        return log_loss(score(cell, self.judged, TRAINING_STEPS)) if self.judged else float("nan")
+        return log_loss(score(cell, self.judged, self.steps)) if self.judged else float("nan")
 
     def explore(self, random: np.random.Generator, mine: Rows, progress: float) -> Tensor | None:
         """Some writes are forced in the first half of the training."""
@@ -90,18 +92,18 @@ def classify_recipe(cell: Cell, data: Dataset, lanes: int, length: int, integrat
     length = min(most, max(length, most if most <= WHOLE_STREAMS_UP_TO else 0))
     anywhere = all(p.validation < len(p.series.ticks) for p in parts)
     plan = LanePlan(lanes, length, 0.0, anywhere and most > length)
-    return LabelRecipe(sequences, plan, validation_sequences(data, cell, TRAINING_STEPS), integrator)
+    return LabelRecipe(cell, sequences, plan, validation_sequences(data, cell, TRAINING_STEPS), integrator)
 
 
 def tokens_recipe(
     cell: Cell, training: bytes, validation: bytes, lanes: int, length: int, integrator: Integrator | None
 ) -> LabelRecipe:
-    """Lanes that begin anywhere in the text."""
+    """Lanes that begin anywhere in the text. A byte lasts a whole model unit, which takes several solver steps."""
     start_at_frequencies(cell, np.bincount(np.frombuffer(training, np.uint8), minlength=VOCABULARY))
     judged = text_sequences(validation[:VALIDATION_TEXT])
     sequences = [calls_of_bytes(training)]
     plan = LanePlan(lanes, min(length, len(training)), 1 / 50, anywhere=True)
-    return LabelRecipe(sequences, plan, judged, integrator)
+    return LabelRecipe(cell, sequences, plan, judged, integrator, steps_across(cell.config, 1.0))
 
 
 @torch.no_grad()

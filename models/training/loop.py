@@ -1,8 +1,8 @@
 """The loop that all tasks share: AdamW with warm-up and cosine, weight averaging, selection by validation, resuming.
 
-What is judged and kept is the running average of the weights, at the validation where it was best. Everything that
-decides the next step (weights, averages, optimiser, lanes, carried state, random numbers) can be stored and read
-back, so that a resumed training goes on as if it had never stopped.
+What is judged and kept is the running average of the weights, at the validation where it was best (at the last one
+where no score was finite). Everything that decides the next step (weights, averages, optimiser, lanes, carried state,
+random numbers) can be stored and read back, so that a resumed training goes on as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Trainer:
         self.curve.loss.append(loss)
 
     def _validate(self, progress: float) -> None:
-        """Keep the averaged weights if they are the best so far; the leader alone judges."""
+        """Keep the averaged weights if they are the best so far or nothing could be judged; the leader alone judges."""
         self.validated = math.floor(progress * VALIDATIONS + 1e-9)
         if not self.world.leads:
             return
@@ -143,7 +143,7 @@ class Trainer:
         self.curve.validation_step.append(self.step)
         self.curve.validation.append(score)
         if score < self.best_score or self.best_score == math.inf:
-            self.best_score = score
+            self.best_score = score if math.isfinite(score) else math.inf
             self.best.load_state_dict(self.average.state_dict())
 
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from odestream.models.cell import Cell, State
 from odestream.models.distributed import World
 from odestream.models.flow import Integrator
-from odestream.models.sequences import Calls, stack
+from odestream.models.sequences import Calls, longest_call, stack, steps_across
 from odestream.models.training.lanes import Chunk, LanePlan, Lanes, Rows
 from odestream.models.unroll import Unrolled, unroll
+from odestream.runtime.errors import InputError
 
-TRAINING_STEPS = 1  # solver steps of a call inside an unroll; `longest_call` keeps its gaps short enough
+TRAINING_STEPS = 1  # solver steps of a call whose gap can be cut into pieces as short as `longest_call`
 
 
 class Loss(NamedTuple):
@@ -31,13 +32,23 @@ class Loss(NamedTuple):
 class Recipe(ABC):
     """Lanes through `sequences`, and the state that they carry.
 
-    learning_rate: the highest, after warm-up. epoch: chunks in one pass over the rows.
+    learning_rate: the highest, after warm-up. epoch: chunks in one pass over the rows. steps: solver steps of a call;
+    InputError for a call that so many do not cross stably.
     """
 
     learning_rate = 3e-3
 
-    def __init__(self, sequences: Sequence[Calls], plan: LanePlan, rows: int, integrator: Integrator | None) -> None:
-        self.sequences = sequences
+    def __init__(
+        self,
+        cell: Cell,
+        sequences: Sequence[Calls],
+        plan: LanePlan,
+        rows: int,
+        integrator: Integrator | None,
+        steps: int = TRAINING_STEPS,
+    ) -> None:
+        _check_gaps(cell, sequences, steps)
+        self.sequences, self.steps = sequences, steps
         self.lanes = Lanes(plan, [len(s) for s in sequences])
         self.epoch = max(1, math.ceil(rows / (plan.count * plan.length)))
         self.integrator = integrator
@@ -59,7 +70,7 @@ class Recipe(ABC):
             cell,
             inputs,
             self._state(cell, chunk, mine),
-            steps=TRAINING_STEPS,
+            steps=self.steps,
             integrator=self.integrator,
             explore=self.explore(random, mine, progress),
             keep=self.keep,
@@ -105,3 +116,14 @@ class Recipe(ABC):
             name: torch.where(fresh.view(-1, *[1] * (value.dim() - 1)), value, self.carried[name])
             for name, value in start.items()
         }
+
+
+def _check_gaps(cell: Cell, sequences: Sequence[Calls], steps: int) -> None:
+    """InputError for a call beyond the solver's stability bound: its error would grow from call to call."""
+    largest = max(float(np.max(s.inputs["dt"], initial=0.0)) for s in sequences)
+    longest = longest_call(cell.config, steps)
+    if largest > longest * (1 + 1e-6):  # dt is float32
+        raise InputError(
+            f"a call of {largest:.3g} model units; {steps} solver steps are stable up to {longest:.3g}: "
+            f"train with {steps_across(cell.config, largest)} steps or cut the gap"
+        )

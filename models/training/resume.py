@@ -41,8 +41,8 @@ def save_training(folder: Path, trainer: Trainer, identity: Mapping[str, Any]) -
 def resume_training(folder: Path, trainer: Trainer, identity: Mapping[str, Any]) -> None:
     """Put `trainer` where `save_training` left off.
 
-    CheckpointError where there is nothing to resume, where the file cannot be read, or where it belongs to other data
-    or other options.
+    CheckpointError where there is nothing to resume, where the file cannot be read, or where it belongs to other data,
+    other options or a number of processes that needs other lanes.
     """
     path = folder / TRAINING_FILE
     try:
@@ -60,6 +60,7 @@ def resume_training(folder: Path, trainer: Trainer, identity: Mapping[str, Any])
         raise CheckpointError(
             f"{path}: was begun with another {', '.join(differing)}; resume with the same, or start again with --force"
         )
+    _check_lanes(trainer, tensors, path)
     try:
         _restore(trainer, tensors, values)
     except (KeyError, RuntimeError, TypeError, ValueError) as cause:
@@ -108,6 +109,15 @@ def _restore(trainer: Trainer, tensors: dict[str, Tensor], values: Mapping[str, 
     trainer.best_score, trainer.validated = _or(values["best_score"], math.inf), int(values["validated"])
     trainer.random.bit_generator.state = values["random"]
     trainer.curve = Curve(**values["curve"])
+
+
+def _check_lanes(trainer: Trainer, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Processes share the lanes evenly, so that how many there are depends on the number of processes."""
+    found, expected = tensors.get("lanes", torch.empty(2, 0)).shape[-1], trainer.recipe.lanes.plan.count
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: holds {found} lanes, these processes need {expected}; resume with the same number of processes"
+        )
 
 
 def _header(data: bytes, path: Path) -> dict[str, Any]:

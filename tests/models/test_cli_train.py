@@ -87,6 +87,7 @@ def test_a_wrong_call_is_one_sentence_and_leaves_nothing(
         ("time,level\n", "no column of numbers"),
         ("time,level\n1,2\n2,oops\n", "oops"),
         ("time,level\n1,2\n2,nan\n", "nan"),
+        (f"time,level\n1,{'1' * 200_000}\n", "line 2: not CSV"),
         ("time,level\n2,2\n1,3\n", "does not come after"),
         ("time,level\n1,2\n2,3\n", "left to train on"),
     ],

@@ -17,6 +17,7 @@ from odestream.models.train import Job, prepare, train_run
 from odestream.models.training.loop import Budget, Trainer
 from odestream.models.training.resume import resume_training, save_training
 from odestream.runtime.contract.manifest import TaskSpec
+from odestream.runtime.errors import InputError
 from tests.helpers.problems import TINY
 from tests.helpers.tables import seasonal_csv
 
@@ -51,7 +52,6 @@ def work(rank: int, folder: Path, port: int, size: int) -> None:
         train_run(job_for(folder), world, lambda report: None)
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one_on_the_union_of_their_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(config_module.PRESETS, "nano", TINY)
     seasonal_csv(tmp_path / "a.csv")
@@ -76,6 +76,15 @@ def test_one_process_alone_has_everything() -> None:
     assert list(world.share(3)) == [0, 1, 2]
     assert world.agree(1.0, 2.0) == (1.0, 2.0)
     assert torch.equal(world.gather(torch.ones(2))[0], torch.ones(2))
+
+
+@pytest.mark.parametrize("size", ["2", "many"])
+def test_processes_that_cannot_be_joined_are_one_sentence(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match="start them with torchrun"), joined():
+        pass
 
 
 def test_shares_are_disjoint_and_cover_all_lanes() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from odestream.models import config as config_module
 from odestream.models.checkpoint import RunInfo, Settings, load_checkpoint
@@ -51,6 +53,12 @@ def job_for(tmp_path: Path, kind: str, epochs: int = 3, **changes: object) -> Jo
 
 def trainer_for(plan: Plan, steps: int) -> Trainer:
     return Trainer(plan.cell, plan.recipe, Budget(None, steps), 0, ALONE)
+
+
+def read_identity(run: Path) -> dict[str, object]:
+    with safe_open(run / TRAINING_FILE, "pt") as file:  # type: ignore[no-untyped-call]
+        identity: dict[str, object] = json.loads(file.metadata()["training"])["identity"]
+    return identity
 
 
 def ignore(report: object) -> None:
@@ -124,6 +132,15 @@ def test_a_resumed_training_must_have_the_same_options(tmp_path: Path) -> None:
         train_run(other, ALONE, ignore)
 
 
+def test_a_training_is_resumed_by_as_many_processes_as_its_lanes_suit(tmp_path: Path) -> None:
+    job = job_for(tmp_path, "forecast")
+    train_run(job, ALONE, ignore, lambda: True)
+    five = World(0, 5)
+    plan = prepare(job, five)
+    with pytest.raises(CheckpointError, match="same number of processes"):
+        resume_training(job.out, Trainer(plan.cell, plan.recipe, Budget(None, 3), 0, five), read_identity(job.out))
+
+
 def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing to resume"):
         train_run(job_for(tmp_path, "forecast", resume=True), ALONE, ignore)
@@ -149,6 +166,28 @@ def test_force_replaces_a_run_and_bad_input_leaves_it_alone(tmp_path: Path) -> N
     again = dataclasses.replace(job, force=True, settings=Settings(epochs=2, period=20.0, horizons=(1, 5)))
     train_run(again, ALONE, ignore)
     assert load_checkpoint(job.out)[1].settings.epochs == 2
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.json", "notes.txt", TRAINING_FILE])
+def test_force_leaves_folders_that_are_no_run_alone(tmp_path: Path, name: str) -> None:
+    job = job_for(tmp_path, "forecast", epochs=1, force=True)
+    job.out.mkdir()
+    (job.out / "config.json").write_text('{"version": 1, "theme": "dark"}')
+    (job.out / name).write_text('{"mine": true}')
+    before = {path.name: path.read_bytes() for path in job.out.iterdir()}
+    with pytest.raises(PathError, match="choose another --out"):
+        train_run(job, ALONE, ignore)
+    assert {path.name: path.read_bytes() for path in job.out.iterdir()} == before
+
+
+def test_force_takes_empty_folders_and_unfinished_runs_and_no_files(tmp_path: Path) -> None:
+    job = job_for(tmp_path, "forecast", epochs=1, force=True)
+    job.out.mkdir()
+    assert train_run(job, ALONE, ignore, lambda: True) is None
+    assert [path.name for path in job.out.iterdir()] == [TRAINING_FILE]
+    assert train_run(job, ALONE, ignore) is not None
+    with pytest.raises(PathError, match="no training run"):
+        train_run(dataclasses.replace(job, out=job.source), ALONE, ignore)
 
 
 @pytest.mark.parametrize(
