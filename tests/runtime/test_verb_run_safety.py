@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from odestream.runtime import load
-from odestream.runtime.cli import main
+from tests.helpers.run_verb import ROWS, files_under, refusal, run, write_table
 from tests.helpers.tiny_bundle import Tiny, write_tiny
-
-ROWS = ["time,c0,c1,c2", "0,1,2,3", "0.5,-1,,3", "0.75,,,", "2,1,1.5,1e1", "2.125,3,4,5", "3,,1,"]
 
 
 @pytest.fixture(scope="module")
@@ -21,23 +19,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     return write_table(tmp_path / "table.csv", ROWS)
-
-
-def write_table(path: Path, rows: list[str]) -> Path:
-    path.write_text("".join(row + "\n" for row in rows))
-    return path
-
-
-def run(bundle: Path, table: Path, *options: str | Path) -> int:
-    return main(["run", str(bundle), "--input", str(table), *map(str, options)])
-
-
-def files_under(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def refusal(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize("same", ["input", "output"])
