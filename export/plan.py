@@ -12,7 +12,7 @@ from odestream.models.cell import Cell
 from odestream.models.config import VOCABULARY
 from odestream.runtime.contract.manifest import SolverSpec, TimeSpec
 from odestream.runtime.contract.spec import StepSpec, TensorSpec
-from odestream.runtime.contract.tableau import tableau
+from odestream.runtime.contract.tableau import longest_gap
 
 Array = NDArray[np.generic]
 
@@ -98,8 +98,8 @@ def _longest_gap(of: Source, label: str) -> float:
     longest = LONGEST_GAP
     if of.frequencies and max(of.frequencies) > 0:
         longest = min(longest, PHASE_LIMIT / max(of.frequencies))
-    if of.solver is not None and of.solver.stiffness > 0:
-        longest = min(longest, int(label) * tableau(of.solver.method).real_bound / of.solver.stiffness)
+    if of.solver is not None:
+        longest = min(longest, longest_gap(int(label), of.solver.stiffness, of.solver.method))
     return longest
 
 

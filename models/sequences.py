@@ -20,7 +20,7 @@ from odestream.models.config import CellConfig
 from odestream.models.data import Rows, phases
 from odestream.models.field import SILU_SLOPE
 from odestream.runtime.contract.manifest import TimeSpec
-from odestream.runtime.contract.tableau import calls_needed, tableau
+from odestream.runtime.contract.tableau import calls_needed, longest_gap
 from odestream.runtime.table import Series
 
 MAX_PIECES = 64  # of one gap in training; what a longer one adds, a settled state hardly notices
@@ -104,7 +104,7 @@ def stack_labels(sequences: Sequence[Calls], length: int = 0) -> Tensor:
 
 def longest_call(config: CellConfig, steps: int) -> float:
     """Most model units that `steps` solver steps cross stably, whatever weights training finds."""
-    return steps * tableau(config.method).real_bound / stiffest(config)
+    return longest_gap(steps, stiffest(config), config.method)
 
 
 def steps_across(config: CellConfig, units: float) -> int:

@@ -7,11 +7,14 @@ periods; both are held here, before a call, in integer ticks.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from odestream.runtime.clock import Clock
+from odestream.runtime.contract.checks import NO_SOLVER
 from odestream.runtime.contract.manifest import Manifest
-from odestream.runtime.contract.tableau import tableau
-from odestream.runtime.errors import GapError
+from odestream.runtime.contract.rule import BucketRule
+from odestream.runtime.contract.tableau import longest_gap, tableau
+from odestream.runtime.errors import GapError, InputError
 
 MAX_PERIODS = 1000
 """Periods of the fastest frequency that one call may cross: float32 then errs by 8.5e-4 rad."""
@@ -58,14 +61,39 @@ class GapRule:
         )
 
 
+def bucket_rule(manifest: Manifest, clock: Clock, buckets: Sequence[int] | None = None) -> BucketRule:
+    """The rule of a stream over `buckets` of a bundle, its limits in ticks; over all of them unless given.
+
+    A method without an error estimate runs in its default bucket. Raises InputError for buckets that the bundle does
+    not have, that do not increase, or among which nothing could choose.
+    """
+    solver = manifest.solver
+    if solver is None:
+        if buckets is not None:
+            raise InputError(f"buckets {tuple(buckets)} are given, but the model has no solver; leave them out")
+        return BucketRule((1,), 1, 1.0, 0, (_limit(manifest, NO_SOLVER),))
+    if buckets is None:
+        buckets = solver.buckets if solver.error_estimate else (solver.default_bucket,)
+    unknown = [bucket for bucket in buckets if bucket not in solver.buckets]
+    if unknown:
+        raise InputError(
+            f"bucket {unknown[0]} is not in the bundle; choose among {', '.join(map(str, solver.buckets))}"
+        )
+    order = tableau(solver.method).error_order if solver.error_estimate else 0
+    limits = tuple(_limit(manifest, str(bucket)) for bucket in buckets)
+    default = next((bucket for bucket in buckets if bucket >= solver.default_bucket), buckets[-1] if buckets else 0)
+    splits = manifest.spec.input("mask") is not None
+    return BucketRule(tuple(buckets), default, solver.safety_factor, order, limits, splits)
+
+
 def _limit(manifest: Manifest, label: str) -> int:
     """Most ticks in one call, rounded down so that no piece of a cut gap exceeds a bound."""
     longest = _LARGEST_FLOAT32
     solver, time = manifest.solver, manifest.time
     if manifest.spec.input("dt") is None:
         return _NO_LIMIT
-    if solver is not None and solver.stiffness > 0:
-        longest = int(label) * tableau(solver.method).real_bound / solver.stiffness
+    if solver is not None:
+        longest = min(longest, longest_gap(int(label), solver.stiffness, solver.method))
     fastest = max(time.frequencies, default=0.0) if manifest.spec.input("phase") is not None else 0.0
     if fastest > 0:
         longest = min(longest, MAX_PERIODS * 2 * math.pi / fastest)

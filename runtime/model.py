@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -82,9 +82,13 @@ class Model:
         """
         return parse_time(time, self.manifest.time)
 
-    def stream(self) -> Stream:
-        """A new stream at the spec's initial state; SessionBusy where the model is closed."""
-        return Stream(self)
+    def stream(self, buckets: Sequence[int] | None = None) -> Stream:
+        """A new stream at the spec's initial state; SessionBusy where the model is closed.
+
+        buckets: the solver steps it may choose among, all of the bundle's unless given. One alone fixes the steps:
+        nothing is run again, and a result above the safety factor is flagged. InputError for others than the bundle's.
+        """
+        return Stream(self, buckets=buckets)
 
     def restore(self, data: bytes) -> Stream:
         """The stream of a snapshot of one stream; SnapshotError where it holds several or does not fit."""

@@ -1,7 +1,8 @@
 """One stream: a conversation with a model, one observation after another.
 
-A step is: check the input, cut the gap where one call may not cross it, run, check that everything is finite,
-swap the state. Whatever fails on the way leaves state, clock and counters as they were.
+A step is: check the input, cross the gap by the bucket rule (choose, run, check that everything is finite, then
+accept, re-run, split or flag), swap the state. Whatever fails on the way leaves state, clock and counters as they
+were.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from odestream.runtime.arena import Arena, Layout, all_finite
+from odestream.runtime.arena import Arena, Layout
 from odestream.runtime.clock import Clock
-from odestream.runtime.errors import InputError, OdestreamError, SessionBusy, StateError, TimeError
-from odestream.runtime.gaps import GapRule
+from odestream.runtime.contract.rule import Accepted
+from odestream.runtime.errors import InputError, OdestreamError, SessionBusy, TimeError
+from odestream.runtime.gaps import bucket_rule
 from odestream.runtime.intake import Intake
+from odestream.runtime.solving import Crossing, GapSolver
 
 if TYPE_CHECKING:
     from odestream.runtime.model import Model
@@ -26,18 +29,17 @@ if TYPE_CHECKING:
 UNNAMED = ""
 """The name of a stream that is alone: in a snapshot of it, and in a table without a stream column."""
 
-TOLERANCE = 1.0
-"""An `err` above this, in units of the solver's tolerance, flags the step."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Output:
     """What a call gave; the arrays are the caller's own.
 
     y: `[Y]` float32 (forecast: X means, then X log-variances, in raw units; classify and tokens: logits).
-    err: solver error in units of its tolerance, the largest of the pieces; None where the method has no estimate.
-    gates: `[G]`, named by the manifest's gate_names; None where the model gives none.
-    bucket: solver steps of a call, None without a solver. flagged: err above 1. calls: calls the gap was cut into.
+    err: estimated solver error in units of its tolerance, the largest of the pieces; None where the method has no
+    estimate. gates: `[G]`, named by the manifest's gate_names; None where the model gives none.
+    bucket: solver steps of the (last) accepted call, None without a solver. flagged: whether err is above the
+    bundle's safety factor although everything was tried. calls: calls the gap was cut into. reruns: calls that were
+    run and rejected on the way.
     """
 
     y: NDArray[np.float32]
@@ -46,33 +48,39 @@ class Output:
     bucket: int | None
     flagged: bool
     calls: int
+    reruns: int
 
 
 @dataclass(slots=True)
 class Counters:
-    """What a stream has done.
+    """What a stream has done; predictions are not counted.
 
-    steps: observations accepted. flagged: those whose err was above tolerance. split: those whose gap needed
-    several calls. buckets: graph label → calls, predictions not counted.
+    steps: observations accepted. flagged: those whose err was above the safety factor. split: those whose gap needed
+    several calls. rerun: those of which a call was rejected. buckets: graph label → accepted calls, rejected: label →
+    rejected ones.
     """
 
     steps: int = 0
     flagged: int = 0
     split: int = 0
+    rerun: int = 0
     buckets: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
 
     def copy(self) -> Counters:
         """An independent copy."""
-        return replace(self, buckets=dict(self.buckets))
+        return replace(self, buckets=dict(self.buckets), rejected=dict(self.rejected))
 
 
 @dataclass(frozen=True)
 class StreamState:
-    """All that a stream is: its arena (one row), the tick of its last call (None before the first), its counters."""
+    """All that a stream is: its arena (one row), the tick of its last call (None before the first), its counters, and
+    the last accepted call over a gap, from which the next bucket is chosen."""
 
     arena: Arena
     tick: int | None
     counters: Counters
+    previous: Accepted | None = None
 
 
 class Stream:
@@ -83,22 +91,21 @@ class Stream:
     far ahead, StateError where a result is not finite; after any of them the stream is as it was.
     """
 
-    def __init__(self, model: Model, state: StreamState | None = None) -> None:
+    def __init__(self, model: Model, state: StreamState | None = None, buckets: Sequence[int] | None = None) -> None:
         manifest = model.manifest
         self.model = model
         self._lock = threading.Lock()
         self._closed = False
         self._clock = Clock(manifest.time)
-        self._label = manifest.default_graph
-        self._bucket = manifest.solver.default_bucket if manifest.solver else None
-        self._gaps = GapRule(manifest, self._clock, self._label)
+        rule = bucket_rule(manifest, self._clock, buckets)
         self._binding = model.bind()
+        self._solver = GapSolver(manifest, self._clock, self._binding, rule)
         self._intake = Intake(manifest, self._binding)
-        self._dt = self._binding.inputs["dt"][0] if "dt" in self._binding.inputs else None
-        self._phase = self._binding.inputs["phase"][0] if "phase" in self._binding.inputs else None
+        self._timed = "dt" in self._binding.inputs
         self._reader = _OutputReader(model)
         self._last: int | None = None
-        self._counters = Counters(buckets=dict.fromkeys(manifest.graphs, 0))
+        self._previous: Accepted | None = None
+        self._counters = Counters(buckets=dict.fromkeys(manifest.graphs, 0), rejected=dict.fromkeys(manifest.graphs, 0))
         if state is not None:
             self._load(state)
 
@@ -197,67 +204,56 @@ class Stream:
             raise SessionBusy("the stream or its model is closed; make a new one from an open model")
 
     def _observe(self, x: ArrayLike, t: object, mask: ArrayLike | None) -> Output:
+        last, now = self._arrive(x, t, mask)
+        crossing = Crossing(self._previous)
+        if now - last > self._solver.longest:
+            self._cross_to_observation(crossing, last, now, x, mask, halved=False)
+        elif not self._solver.try_once(crossing, now - last):
+            self._cross_to_observation(crossing, last, now, x, mask, halved=True)
+        return self._accept(now, crossing)
+
+    def _arrive(self, x: ArrayLike, t: object, mask: ArrayLike | None) -> tuple[int, int]:
+        """Check an observation and write it into the inputs; the ticks between which the flow runs."""
         now = self._next_tick() if t is None else self._clock.tick(t)
         last = self._last
         if last is None:
             last = now
-            self._set_phase(now)
+            self._solver.set_phase(now)
         elif now <= last:
             raise TimeError(
                 f"t = {now} does not advance past the stream's last time {last} ({self._clock.describe()}); "
                 "send each time once and in order"
             )
         self._intake.observe(x, mask)
-        if now - last > self._gaps.limit:
-            output = self._observe_split(last, now, x, mask)
-        else:
-            output = self._call(now - last)
-            self._binding.swap()
-        self._accept(now, output)
+        return last, now
+
+    def _accept(self, now: int, crossing: Crossing) -> Output:
+        """Take over what the binding holds for tick `now`."""
+        output = self._reader.read(self._binding.flat_outputs, crossing)
+        self._binding.swap()
+        self._last = now
+        self._previous = crossing.previous
+        self._solver.set_phase(now)
+        counters, labels = self._counters, self._solver.labels
+        counters.steps += 1
+        counters.flagged += crossing.flagged
+        counters.split += len(crossing.accepted) > 1
+        counters.rerun += bool(crossing.rejected)
+        for steps in crossing.accepted:
+            counters.buckets[labels[steps]] += 1
+        for steps in crossing.rejected:
+            counters.rejected[labels[steps]] += 1
         return output
 
-    def _accept(self, now: int, output: Output) -> None:
-        self._last = now
-        self._set_phase(now)
-        counters = self._counters
-        counters.steps += 1
-        counters.flagged += output.flagged
-        counters.split += output.calls > 1
-        counters.buckets[self._label] += output.calls
-
-    def _call(self, gap: int) -> Output:
-        """One run of the graph over `gap` ticks from inputs and arena; the new state is not accepted here."""
-        if self._dt is not None:
-            self._dt[0] = self._clock.units(gap)
-        binding = self._binding
-        binding.run(self._label)
-        if not (all_finite(binding.next_arena) and all_finite(binding.flat_outputs)):
-            raise StateError(self._reader.describe_not_finite(binding.next_arena))
-        return self._reader.read(binding.flat_outputs, self._bucket)
-
-    def _observe_split(self, last: int, now: int, x: ArrayLike, mask: ArrayLike | None) -> Output:
-        ends = self._gaps.cut(last, now)
+    def _cross_to_observation(
+        self, crossing: Crossing, last: int, now: int, x: ArrayLike, mask: ArrayLike | None, halved: bool
+    ) -> None:
         before = self._binding.arena.copy()
         try:
-            start, worst = self._flow(last, ends[:-1])
-            self._intake.observe(x, mask)
-            output = self._call(now - start)
+            self._solver.cross(crossing, last, now, self._intake.nothing, lambda: self._intake.observe(x, mask), halved)
         except BaseException:
             self._rewind(before)
             raise
-        self._binding.swap()
-        return _with_pieces(output, worst, len(ends))
-
-    def _flow(self, last: int, ends: Sequence[int]) -> tuple[int, float]:
-        """Let time pass over the pieces that end at `ends`, keeping each state; where it ends and the largest err."""
-        worst = 0.0
-        self._intake.nothing()
-        for end in ends:
-            output = self._call(end - last)
-            self._binding.swap()
-            self._set_phase(end)
-            last, worst = end, max(worst, output.err or 0.0)
-        return last, worst
 
     def _foresee(self, t: object) -> Output:
         now = self._clock.tick(t)
@@ -266,14 +262,15 @@ class Stream:
             raise TimeError(f"t = {now} lies before the stream's last time {last}; predict that time or a later one")
         self._intake.nothing()
         if self._last is None:
-            self._set_phase(now)
-        if now - last <= self._gaps.limit:
-            return self._call(now - last)
-        ends = self._gaps.cut(last, now)
+            self._solver.set_phase(now)
+        crossing = Crossing(self._previous)
+        short = now - last <= self._solver.longest
+        if short and self._solver.try_once(crossing, now - last):
+            return self._reader.read(self._binding.flat_outputs, crossing)
         before = self._binding.arena.copy()
         try:
-            start, worst = self._flow(last, ends[:-1])
-            return _with_pieces(self._call(now - start), worst, len(ends))
+            self._solver.cross(crossing, last, now, self._intake.nothing, self._intake.nothing, halved=short)
+            return self._reader.read(self._binding.flat_outputs, crossing)
         finally:
             self._rewind(before)
 
@@ -281,25 +278,22 @@ class Stream:
         """Back to an earlier state, whose time is still the stream's last."""
         self._binding.arena[...] = arena
         if self._last is not None:
-            self._set_phase(self._last)
+            self._solver.set_phase(self._last)
 
     def _next_tick(self) -> int:
         """The time of an observation given without one: one model unit after the last."""
-        if self._dt is not None and not self._intake.takes_tokens:
+        if self._timed and not self._intake.takes_tokens:
             raise InputError(f"t is missing; give the observation's time as an integer, in {self._clock.describe()}")
         if self._last is None:
             return self._clock.time.origin
         return self._last + max(1, round(self._clock.time.ticks_per_model_unit))
 
-    def _set_phase(self, tick: int) -> None:
-        if self._phase is not None:
-            self._clock.phase_into(tick, self._phase)
-
     def _save(self) -> StreamState:
-        return StreamState(self._binding.arena.copy(), self._last, self._counters.copy())
+        return StreamState(self._binding.arena.copy(), self._last, self._counters.copy(), self._previous)
 
     def _load(self, state: StreamState) -> None:
         self._last = state.tick
+        self._previous = state.previous
         self._counters = state.counters.copy()
         self._rewind(state.arena)
 
@@ -310,34 +304,24 @@ class _OutputReader:
     def __init__(self, model: Model) -> None:
         manifest = model.manifest
         layout = Layout(manifest.spec.outputs, 1)
-        self._state = Layout(manifest.spec.state, 1)
         self._place = {
             tensor.name: slice(layout.offsets[tensor.name], layout.offsets[tensor.name] + tensor.size)
             for tensor in manifest.spec.outputs
         }
         self._y = self._place["y"]
         self._gates = self._place.get("gates")
+        self._solves = manifest.solver is not None
         estimates = manifest.solver is None or manifest.solver.error_estimate
         self._err = layout.offsets.get("err") if estimates else None
 
-    def read(self, flat: Arena, bucket: int | None) -> Output:
-        """A copy of one call's outputs."""
+    def read(self, flat: Arena, crossing: Crossing) -> Output:
+        """A copy of the last call's outputs, with what became of the gap."""
         flat = flat.copy()
-        err = None if self._err is None else float(flat[self._err])
+        err = None if self._err is None else max(crossing.err, float(flat[self._err]))
         gates = None if self._gates is None else flat[self._gates]
-        return Output(flat[self._y], err, gates, bucket, err is not None and err > TOLERANCE, 1)
-
-    def describe_not_finite(self, arena: Arena) -> str:
-        """The sentence of a StateError, naming the members that are not finite."""
-        members = [f"state {name}" for name, view in self._state.views(arena).items() if not np.isfinite(view).all()]
-        what = ", ".join(members) or "an output"
-        return f"{what} became NaN or infinite; the step was discarded, check that x is in the training data's unit"
-
-
-def _with_pieces(output: Output, worst: float, calls: int) -> Output:
-    """The last piece's output with the largest err of all pieces."""
-    err = None if output.err is None else max(output.err, worst)
-    return replace(output, err=err, flagged=err is not None and err > TOLERANCE, calls=calls)
+        bucket = crossing.accepted[-1] if self._solves else None
+        calls, reruns = len(crossing.accepted), len(crossing.rejected)
+        return Output(flat[self._y], err, gates, bucket, crossing.flagged, calls, reruns)
 
 
 def _rows(name: str, values: object) -> Sequence[Any]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from odestream.runtime.arena import Layout, stack, unstack
 from odestream.runtime.contract.manifest import Manifest, TimeSpec
+from odestream.runtime.contract.rule import Accepted
 from odestream.runtime.contract.tensorfile import decode_tensors, encode_tensors
 from odestream.runtime.errors import SnapshotError
 from odestream.runtime.session import Counters, StreamState
@@ -34,6 +35,14 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Tick = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 
+class PreviousRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A stream's last accepted call over a gap (ticks), from which its next bucket is chosen."""
+
+    gap: Annotated[int, msgspec.Meta(ge=1)]
+    steps: Annotated[int, msgspec.Meta(ge=1)]
+    err: Annotated[float, msgspec.Meta(ge=0)]
+
+
 class StreamRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One stream's entry in the metadata; see Counters for the counts."""
 
@@ -43,6 +52,9 @@ class StreamRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     flagged: Count
     split: Count
     buckets: dict[str, Count]
+    rerun: Count = 0
+    rejected: dict[str, Count] = {}
+    previous: PreviousRecord | None = None
 
 
 class SnapshotInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,10 +73,7 @@ def encode_snapshot(manifest: Manifest, streams: Mapping[str, StreamState]) -> b
         raise SnapshotError("no streams to save; name at least one")
     state = manifest.spec.state
     arena = stack(state, [stream.arena for stream in streams.values()])
-    records = tuple(
-        StreamRecord(name, s.tick, s.counters.steps, s.counters.flagged, s.counters.split, s.counters.buckets)
-        for name, s in streams.items()
-    )
+    records = tuple(_record(name, stream) for name, stream in streams.items())
     info = SnapshotInfo(SCHEMA_VERSION, manifest.identity, manifest.name, manifest.time, records)
     body = encode_tensors(Layout(state, len(streams)).views(arena), msgspec.json.encode(info))
     return MAGIC + hashlib.sha256(body).digest() + body
@@ -103,7 +112,7 @@ def decode_snapshot(data: bytes, manifest: Manifest, where: str = "snapshot") ->
     rows = unstack(manifest.spec.state, arena, len(names))
     labels = tuple(manifest.graphs)
     return {
-        record.name: StreamState(row, record.last_tick, _counters(record, labels))
+        record.name: StreamState(row, record.last_tick, _counters(record, labels), _previous(record))
         for record, row in zip(info.streams, rows, strict=True)
     }
 
@@ -143,7 +152,29 @@ def _open(data: bytes, where: str) -> tuple[SnapshotInfo, dict[str, NDArray[np.g
     return info, tensors
 
 
+def _record(name: str, stream: StreamState) -> StreamRecord:
+    counters, previous = stream.counters, stream.previous
+    return StreamRecord(
+        name,
+        stream.tick,
+        counters.steps,
+        counters.flagged,
+        counters.split,
+        counters.buckets,
+        counters.rerun,
+        counters.rejected,
+        None if previous is None else PreviousRecord(int(previous.gap), previous.steps, previous.err),
+    )
+
+
+def _previous(record: StreamRecord) -> Accepted | None:
+    held = record.previous
+    return None if held is None else Accepted(held.gap, held.steps, held.err)
+
+
 def _counters(record: StreamRecord, labels: tuple[str, ...]) -> Counters:
     """Counts of buckets that this bundle has; another export of the same model may have others."""
-    buckets = {label: record.buckets.get(label, 0) for label in labels}
-    return Counters(record.steps, record.flagged, record.split, buckets)
+    buckets, rejected = (
+        {label: counts.get(label, 0) for label in labels} for counts in (record.buckets, record.rejected)
+    )
+    return Counters(record.steps, record.flagged, record.split, record.rerun, buckets, rejected)

@@ -8,7 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from odestream.runtime.contract.manifest import MANIFEST_NAME, VECTORS_NAME, WEIGHTS_NAME, Manifest
+from odestream.runtime.contract.manifest import (
+    MANIFEST_NAME,
+    VECTORS_NAME,
+    WEIGHTS_NAME,
+    Calibration,
+    Manifest,
+    SolverSpec,
+)
 from odestream.runtime.contract.tableau import TABLEAUS
 from odestream.runtime.errors import BundleError
 
@@ -72,8 +79,28 @@ def _solver_problems(manifest: Manifest) -> Iterator[str]:
         yield f"solver.stiffness is {solver.stiffness}, expected a finite value from 0"
     if solver.max_calls < 1:
         yield f"solver.max_calls is {solver.max_calls}, expected at least 1"
-    if solver.error_estimate and manifest.spec.output("err") is None:
+    yield from _estimate_problems(solver, manifest.spec.output("err") is not None)
+
+
+def _estimate_problems(solver: SolverSpec, has_err: bool) -> Iterator[str]:
+    if solver.error_estimate and not has_err:
         yield "solver.error_estimate is true, but the step has no output err"
+    if solver.error_estimate and solver.method in TABLEAUS and TABLEAUS[solver.method].error is None:
+        yield f"solver.error_estimate is true, but {solver.method} has none"
+    if not (solver.safety_factor > 0 and math.isfinite(solver.safety_factor)):
+        yield f"solver.safety_factor is {solver.safety_factor}, expected a finite value above 0"
+    if not all(value > 0 and math.isfinite(value) for value in (solver.rtol, solver.atol)):
+        yield f"solver.rtol and solver.atol are {solver.rtol} and {solver.atol}, expected finite values above 0"
+    if solver.calibration is not None:
+        yield from _calibration_problems(solver.calibration)
+
+
+def _calibration_problems(calibration: Calibration) -> Iterator[str]:
+    for row in calibration.rows:
+        if not 0 <= row.within <= row.calls - row.flagged <= row.calls:
+            yield f"solver.calibration: {row.kind} has {row.within} of {row.calls} calls within tolerance"
+    if not (0 < calibration.target < 1 and 0 < calibration.confidence < 1):
+        yield "solver.calibration: target and confidence must lie between 0 and 1"
 
 
 def _time_problems(manifest: Manifest) -> Iterator[str]:

@@ -63,10 +63,52 @@ class TaskSpec(Record, frozen=True):
     stream: str | None = None
 
 
+class CoverageRow(Record, frozen=True):
+    """What came of the rule on calibration calls of one kind, none of which the factor was chosen on.
+
+    kind: `streams` (held-out streams as they came), `gaps` (their states, gaps drawn at random) or `bursts` (streams
+    with outbursts). calls: how many. flagged: of these. within: of those not flagged, how many lay within tolerance
+    of the reference. worst: largest true error of an unflagged call, in units of the tolerance (see
+    `Calibration`). worst_flagged: of a flagged one, 0 without any.
+    """
+
+    kind: str
+    calls: int
+    flagged: int
+    within: int
+    worst: float
+    worst_flagged: float
+
+
+class Calibration(Record, frozen=True):
+    """How the safety factor was found, and what it promises.
+
+    The true error of a call that takes h₀ to h is RMS_i((h − h_ref)_i / (atol + rtol·max(|h₀|, |h_ref|)_i)), with h_ref
+    from `reference`. target: share of unflagged calls that must be within tolerance. confidence: with which the factor
+    holds it on calls like those that it was chosen on. chosen_on: number of these. source: `held-out` where streams
+    came with the run, `synthetic` where they were made up. reached: whether any factor holds the target on every kind.
+    buckets: graph label → accepted calls, rejected: label → calls that were run again or split. evaluations: mean
+    field evaluations of a step, rejected calls included. rows: what came of it, by kind.
+    """
+
+    target: float
+    confidence: float
+    reached: bool
+    reference: str
+    source: str
+    chosen_on: int
+    buckets: dict[str, int]
+    rejected: dict[str, int]
+    evaluations: float
+    rows: tuple[CoverageRow, ...]
+
+
 class SolverSpec(Record, frozen=True):
     """The unrolled solver of the graphs.
 
-    stiffness: λ_max + 1.1·‖A_h‖·‖B‖ per model unit. max_calls: most calls into which one gap is split.
+    stiffness: λ_max + 1.1·‖A_h‖·‖B‖ per model unit. max_calls: most calls into which one gap is split for stability.
+    safety_factor: largest err that is accepted; above it a result is run again or flagged. calibration: how it was
+    found, None where it was not (it is then 1, the tolerance itself).
     """
 
     method: str
@@ -77,6 +119,8 @@ class SolverSpec(Record, frozen=True):
     error_estimate: bool
     stiffness: float
     max_calls: int = 1024
+    safety_factor: float = 1.0
+    calibration: Calibration | None = None
 
 
 class WeightEntry(Record, frozen=True):

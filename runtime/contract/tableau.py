@@ -170,11 +170,15 @@ def tableau(name: str) -> ButcherTableau:
         raise InputError(f"unknown solver method {name!r}; choose one of {known}") from None
 
 
-def calls_needed(gap: float, steps: int, stiffness: float, method: str) -> int:
-    """Into how many equal calls a gap must be split so that every solver step stays inside the stability bound.
+def longest_gap(steps: int, stiffness: float, method: str) -> float:
+    """Longest gap, in model units, that `steps` solver steps cross inside the stability bound; infinite without one.
 
-    gap: time to flow over, in model units. steps: solver steps a call makes. stiffness: bound on the spectral
-    radius of the field's Jacobian (λ_max + 1.1·‖A_h‖·‖B‖), per model unit. The rule is
-    `gap / (calls·steps) · stiffness ≤ real_bound`.
+    stiffness: bound on the spectral radius of the field's Jacobian (λ_max + 1.1·‖A_h‖·‖B‖), per model unit. The rule
+    is `gap / steps · stiffness ≤ real_bound`.
     """
-    return max(1, math.ceil(gap * stiffness / (steps * tableau(method).real_bound) - 1e-9))
+    return steps * tableau(method).real_bound / stiffness if stiffness > 0 else math.inf
+
+
+def calls_needed(gap: float, steps: int, stiffness: float, method: str) -> int:
+    """Into how many equal calls of `steps` solver steps a gap must be split for stability; see `longest_gap`."""
+    return max(1, math.ceil(gap / longest_gap(steps, stiffness, method) - 1e-9))
