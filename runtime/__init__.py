@@ -1,5 +1,6 @@
 """odestream's runtime: load a bundle, stream observations through it. numpy in, numpy out; no training framework."""
 
+from odestream.runtime.batch import Batcher
 from odestream.runtime.errors import (
     BundleError,
     CheckpointError,
@@ -19,6 +20,7 @@ from odestream.runtime.model import Model, load, restore
 from odestream.runtime.session import Counters, Output, Stream
 
 __all__ = [
+    "Batcher",
     "BundleError",
     "CheckpointError",
     "CompatError",

@@ -7,6 +7,7 @@ periods; both are held here, before a call, in integer ticks.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 from odestream.runtime.clock import Clock
@@ -73,17 +74,26 @@ def bucket_rule(manifest: Manifest, clock: Clock, buckets: Sequence[int] | None 
             raise InputError(f"buckets {tuple(buckets)} are given, but the model has no solver; leave them out")
         return BucketRule((1,), 1, 1.0, 0, (_limit(manifest, NO_SOLVER),))
     if buckets is None:
-        buckets = solver.buckets if solver.error_estimate else (solver.default_bucket,)
-    unknown = [bucket for bucket in buckets if bucket not in solver.buckets]
+        chosen = solver.buckets if solver.error_estimate else (solver.default_bucket,)
+    else:
+        chosen = _whole_numbers(buckets)
+    unknown = [bucket for bucket in chosen if bucket not in solver.buckets]
     if unknown:
         raise InputError(
             f"bucket {unknown[0]} is not in the bundle; choose among {', '.join(map(str, solver.buckets))}"
         )
     order = tableau(solver.method).error_order if solver.error_estimate else 0
-    limits = tuple(_limit(manifest, str(bucket)) for bucket in buckets)
-    default = next((bucket for bucket in buckets if bucket >= solver.default_bucket), buckets[-1] if buckets else 0)
+    limits = tuple(_limit(manifest, str(bucket)) for bucket in chosen)
+    default = next((bucket for bucket in chosen if bucket >= solver.default_bucket), max(chosen, default=0))
     splits = manifest.spec.input("mask") is not None
-    return BucketRule(tuple(buckets), default, solver.safety_factor, order, limits, splits)
+    return BucketRule(chosen, default, solver.safety_factor, order, limits, splits)
+
+
+def _whole_numbers(buckets: Sequence[int]) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(bucket) for bucket in buckets)
+    except TypeError as cause:
+        raise InputError(f"buckets: received {buckets!r}, expected whole numbers; give them as (1, 4)") from cause
 
 
 def _limit(manifest: Manifest, label: str) -> int:

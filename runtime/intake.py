@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Intake:
         self._x: Values = x[0] if self.shape else x
         self._flat: Values = x.reshape(-1)
         self._mask: Values | None = None if mask is None else mask[0]
+        self._ones = b"" if self._mask is None else np.ones_like(self._mask).tobytes()
         self._mask_is_ones = False
         self._columns = manifest.task.inputs
         y = manifest.spec.output("y")
@@ -43,17 +45,17 @@ class Intake:
 
         Raises InputError for a wrong shape or dtype, values that are not finite, and a mask not of zeros and ones.
         """
-        seen = None if mask is None else self._seen(mask)
+        seen = None if mask is None or self._all_seen(mask) else self._seen(mask)
         if type(x) is np.ndarray and x.dtype is _FLOAT32 and x.shape == self.shape and not self.takes_tokens:
             values: Values = x
         else:
             values = self._convert(x, seen)
         if seen is None:
-            np.copyto(self._x, values)
+            self._x[...] = values
             self._see_all()
         else:
             self._x.fill(0)
-            np.copyto(self._x, values, where=seen)
+            np.putmask(self._x, seen, values)
         if not self.takes_tokens and not math.isfinite(np.vdot(self._flat, self._flat)):
             self._refuse_not_finite()
 
@@ -64,6 +66,12 @@ class Intake:
         self._x.fill(0)
         self._mask.fill(0)
         self._mask_is_ones = False
+
+    def _all_seen(self, mask: ArrayLike) -> bool:
+        """Whether the mask is one that is the same as none; False where only a closer look can tell."""
+        if type(mask) is not np.ndarray or mask.dtype is not _FLOAT32 or self._mask is None:
+            return False
+        return mask.shape == self._mask.shape and mask.tobytes() == self._ones
 
     def _see_all(self) -> None:
         if self._mask is not None and not self._mask_is_ones:
@@ -86,7 +94,7 @@ class Intake:
             )
         self._mask_is_ones = False
         seen: Seen = array if array.dtype is _BOOL else array.astype(_BOOL)
-        np.copyto(target, seen)
+        target[...] = seen
         if array is not seen and not _equal(target, array):
             raise InputError("mask: received a value other than 0 and 1; give 1 for observed and 0 for missing")
         return seen
@@ -125,6 +133,26 @@ class Intake:
         raise InputError(f"x: received {self._flat[index]} in channel {index}{name}, expected a finite value; {remedy}")
 
 
+def rows(name: str, values: object) -> Sequence[Any]:
+    """A sequence of rows; arrays stay arrays, so that their rows keep their dtype."""
+    if hasattr(values, "__array__"):
+        values = np.asarray(values)
+        if values.ndim == 0:
+            raise InputError(f"{name}: received a single value, expected a sequence; use step for one observation")
+        return values  # type: ignore[return-value]
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise InputError(f"{name}: received {type(values).__name__}, expected a sequence; give a list or an array")
+    return values
+
+
+def matching(name: str, values: object, count: int) -> Sequence[Any]:
+    """`count` rows; InputError where there are more or fewer."""
+    found = rows(name, values)
+    if len(found) != count:
+        raise InputError(f"{name}: received {len(found)} rows, expected {count} as x; give one per observation")
+    return found
+
+
 def _narrow(array: Values) -> NDArray[np.float32]:
     """float32 of the same values; InputError where a finite value becomes infinite."""
     with np.errstate(over="ignore", under="ignore"):
@@ -141,8 +169,8 @@ def _finite(array: Values) -> bool:
 
 
 def _equal(a: Values, b: Values) -> bool:
-    """Whether two arrays of one shape are equal; False where either holds NaN."""
-    return bool((a == b).all())
+    """Whether two arrays of one shape are equal; False where either holds NaN, which `a` does not."""
+    return (a.dtype == b.dtype and a.tobytes() == b.tobytes()) or bool((a == b).all())
 
 
 def _as_array(name: str, value: ArrayLike) -> Values:

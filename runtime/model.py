@@ -45,13 +45,20 @@ def load(path: str | os.PathLike[str], backend: str = AUTO, threads: int = 1) ->
 
 
 def restore(
-    snapshot: bytes | str | os.PathLike[str], bundle: str | os.PathLike[str], backend: str = AUTO, threads: int = 1
+    snapshot: bytes | str | os.PathLike[str],
+    bundle: str | os.PathLike[str],
+    backend: str = AUTO,
+    threads: int = 1,
+    buckets: Sequence[int] | None = None,
 ) -> Stream:
-    """The stream of a snapshot (bytes or a file) on a bundle loaded for it; `stream.model.close()` ends both."""
+    """The stream of a snapshot (bytes or a file) on a bundle loaded for it; `stream.model.close()` ends both.
+
+    buckets: see `Model.stream`.
+    """
     data = snapshot if isinstance(snapshot, bytes) else read_snapshot(Path(snapshot))
     model = load(bundle, backend, threads)
     try:
-        return model.restore(data)
+        return model.restore(data, buckets)
     except BaseException:
         model.close()
         raise
@@ -90,14 +97,17 @@ class Model:
         """
         return Stream(self, buckets=buckets)
 
-    def restore(self, data: bytes) -> Stream:
-        """The stream of a snapshot of one stream; SnapshotError where it holds several or does not fit."""
+    def restore(self, data: bytes, buckets: Sequence[int] | None = None) -> Stream:
+        """The stream of a snapshot of one stream; SnapshotError where it holds several or does not fit.
+
+        buckets: see `stream`; a snapshot does not say which its stream was limited to.
+        """
         streams = decode_snapshot(data, self.manifest)
         if len(streams) != 1:
             raise SnapshotError(
                 f"the snapshot holds {len(streams)} streams ({', '.join(streams)}); use restore_streams"
             )
-        return Stream(self, next(iter(streams.values())))
+        return Stream(self, next(iter(streams.values())), buckets)
 
     def snapshot_streams(self, streams: Mapping[str, Stream]) -> bytes:
         """One snapshot of several streams of this model, under their names."""
@@ -108,9 +118,12 @@ class Model:
             raise SnapshotError(f"streams {', '.join(strangers)} belong to another model; save them with their own")
         return encode_snapshot(self.manifest, {name: stream.save() for name, stream in streams.items()})
 
-    def restore_streams(self, data: bytes, where: str = "snapshot") -> dict[str, Stream]:
-        """Name → stream of a snapshot, in the order of saving; `where` names it in messages."""
-        return {name: Stream(self, state) for name, state in decode_snapshot(data, self.manifest, where).items()}
+    def restore_streams(
+        self, data: bytes, where: str = "snapshot", buckets: Sequence[int] | None = None
+    ) -> dict[str, Stream]:
+        """Name → stream of a snapshot, in the order of saving; `where` names it in messages. buckets: see `stream`."""
+        states = decode_snapshot(data, self.manifest, where)
+        return {name: Stream(self, state, buckets) for name, state in states.items()}
 
     def verify(self, steps: int | None = None) -> list[ParityRow]:
         """Compare this backend with the bundle's stored vectors; see `replay.verify_vectors`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +20,7 @@ from odestream.runtime.clock import Clock
 from odestream.runtime.contract.rule import Accepted
 from odestream.runtime.errors import InputError, OdestreamError, SessionBusy, TimeError
 from odestream.runtime.gaps import bucket_rule
-from odestream.runtime.intake import Intake
+from odestream.runtime.intake import Intake, matching, rows
 from odestream.runtime.solving import Crossing, GapSolver
 
 if TYPE_CHECKING:
@@ -137,15 +137,15 @@ class Stream:
 
         All or nothing: an error names the row, counted from 0, and leaves the stream as it was before the call.
         """
-        rows = _rows("x", x)
-        times = [None] * len(rows) if t is None else _matching("t", t, len(rows))
-        masks = [None] * len(rows) if mask is None else _matching("mask", mask, len(rows))
+        given = rows("x", x)
+        times = [None] * len(given) if t is None else matching("t", t, len(given))
+        masks = [None] * len(given) if mask is None else matching("mask", mask, len(given))
         self._enter()
         try:
             before = self._save()
             outputs: list[Output] = []
             try:
-                for row, time, seen in zip(rows, times, masks, strict=True):
+                for row, time, seen in zip(given, times, masks, strict=True):
                     outputs.append(self._observe(row, time, seen))
             except BaseException as error:
                 self._load(before)
@@ -169,7 +169,7 @@ class Stream:
         self._enter()
         try:
             if isinstance(t, Sequence) or (isinstance(t, np.ndarray) and t.ndim):
-                return [self._foresee(time) for time in _rows("t", t)]
+                return [self._foresee(time) for time in rows("t", t)]
             return self._foresee(t)
         finally:
             self._lock.release()
@@ -204,16 +204,13 @@ class Stream:
             raise SessionBusy("the stream or its model is closed; make a new one from an open model")
 
     def _observe(self, x: ArrayLike, t: object, mask: ArrayLike | None) -> Output:
-        last, now = self._arrive(x, t, mask)
-        crossing = Crossing(self._previous)
-        if now - last > self._solver.longest:
-            self._cross_to_observation(crossing, last, now, x, mask, halved=False)
-        elif not self._solver.try_once(crossing, now - last):
-            self._cross_to_observation(crossing, last, now, x, mask, halved=True)
-        return self._accept(now, crossing)
+        crossing = self._arrive(x, t, mask)
+        if not self._solver.try_once(crossing):
+            self._cross_to_observation(crossing, x, mask)
+        return self._accept(crossing)
 
-    def _arrive(self, x: ArrayLike, t: object, mask: ArrayLike | None) -> tuple[int, int]:
-        """Check an observation and write it into the inputs; the ticks between which the flow runs."""
+    def _arrive(self, x: ArrayLike, t: object, mask: ArrayLike | None) -> Crossing:
+        """Check an observation and write it into the inputs; the gap over which the flow runs."""
         now = self._next_tick() if t is None else self._clock.tick(t)
         last = self._last
         if last is None:
@@ -225,32 +222,32 @@ class Stream:
                 "send each time once and in order"
             )
         self._intake.observe(x, mask)
-        return last, now
+        return Crossing(self._previous, last, now)
 
-    def _accept(self, now: int, crossing: Crossing) -> Output:
-        """Take over what the binding holds for tick `now`."""
+    def _accept(self, crossing: Crossing) -> Output:
+        """Take over what the binding holds for the end of the gap."""
         output = self._reader.read(self._binding.flat_outputs, crossing)
         self._binding.swap()
-        self._last = now
+        self._last = crossing.now
         self._previous = crossing.previous
-        self._solver.set_phase(now)
+        self._solver.set_phase(crossing.now)
         counters, labels = self._counters, self._solver.labels
         counters.steps += 1
         counters.flagged += crossing.flagged
         counters.split += len(crossing.accepted) > 1
-        counters.rerun += bool(crossing.rejected)
         for steps in crossing.accepted:
             counters.buckets[labels[steps]] += 1
-        for steps in crossing.rejected:
-            counters.rejected[labels[steps]] += 1
+        if crossing.rejected:
+            counters.rerun += 1
+            for steps in crossing.rejected:
+                counters.rejected[labels[steps]] += 1
         return output
 
-    def _cross_to_observation(
-        self, crossing: Crossing, last: int, now: int, x: ArrayLike, mask: ArrayLike | None, halved: bool
-    ) -> None:
+    def _cross_to_observation(self, crossing: Crossing, x: ArrayLike, mask: ArrayLike | None) -> None:
+        """Cross in several calls what one cannot; the observation was checked when it arrived."""
         before = self._binding.arena.copy()
         try:
-            self._solver.cross(crossing, last, now, self._intake.nothing, lambda: self._intake.observe(x, mask), halved)
+            self._solver.cross(crossing, self._intake.nothing, lambda: self._intake.observe(x, mask))
         except BaseException:
             self._rewind(before)
             raise
@@ -263,13 +260,12 @@ class Stream:
         self._intake.nothing()
         if self._last is None:
             self._solver.set_phase(now)
-        crossing = Crossing(self._previous)
-        short = now - last <= self._solver.longest
-        if short and self._solver.try_once(crossing, now - last):
+        crossing = Crossing(self._previous, last, now)
+        if self._solver.try_once(crossing):
             return self._reader.read(self._binding.flat_outputs, crossing)
         before = self._binding.arena.copy()
         try:
-            self._solver.cross(crossing, last, now, self._intake.nothing, self._intake.nothing, halved=short)
+            self._solver.cross(crossing, self._intake.nothing, self._intake.nothing)
             return self._reader.read(self._binding.flat_outputs, crossing)
         finally:
             self._rewind(before)
@@ -311,33 +307,13 @@ class _OutputReader:
         self._y = self._place["y"]
         self._gates = self._place.get("gates")
         self._solves = manifest.solver is not None
-        estimates = manifest.solver is None or manifest.solver.error_estimate
-        self._err = layout.offsets.get("err") if estimates else None
+        self._estimates = "err" in self._place and (manifest.solver is None or manifest.solver.error_estimate)
 
     def read(self, flat: Arena, crossing: Crossing) -> Output:
         """A copy of the last call's outputs, with what became of the gap."""
         flat = flat.copy()
-        err = None if self._err is None else max(crossing.err, float(flat[self._err]))
+        err = crossing.err if self._estimates else None
         gates = None if self._gates is None else flat[self._gates]
         bucket = crossing.accepted[-1] if self._solves else None
         calls, reruns = len(crossing.accepted), len(crossing.rejected)
         return Output(flat[self._y], err, gates, bucket, crossing.flagged, calls, reruns)
-
-
-def _rows(name: str, values: object) -> Sequence[Any]:
-    """A sequence of rows; arrays stay arrays, so that their rows keep their dtype."""
-    if hasattr(values, "__array__"):
-        values = np.asarray(values)
-        if values.ndim == 0:
-            raise InputError(f"{name}: received a single value, expected a sequence; use step for one observation")
-        return values  # type: ignore[return-value]
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise InputError(f"{name}: received {type(values).__name__}, expected a sequence; give a list or an array")
-    return values
-
-
-def _matching(name: str, values: object, count: int) -> Sequence[Any]:
-    rows = _rows(name, values)
-    if len(rows) != count:
-        raise InputError(f"{name}: received {len(rows)} rows, expected {count} as x; give one per observation")
-    return rows

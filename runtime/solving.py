@@ -7,8 +7,9 @@ first, and put back if anything fails.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,27 +18,50 @@ from odestream.runtime.backends import Binding
 from odestream.runtime.clock import Clock
 from odestream.runtime.contract.checks import NO_SOLVER
 from odestream.runtime.contract.manifest import Manifest
-from odestream.runtime.contract.rule import Accepted, BucketRule, Verdict
+from odestream.runtime.contract.rule import Accepted, BucketRule, Decision, Verdict
 from odestream.runtime.errors import StateError
 from odestream.runtime.gaps import GapRule
 
 Write = Callable[[], None]
 """Writes x and mask of a call into the binding's inputs."""
 
+_ACCEPT, _RERUN, _SPLIT, _FLAG = Verdict  # looked up once: they are compared at every call
+
 
 @dataclass(slots=True)
 class Crossing:
     """What has become of a gap so far.
 
-    previous: the last accepted call of the stream, from which the next bucket is chosen. err: largest of the accepted
+    previous: the last accepted call of the stream, from which the next bucket is chosen. last, now: the ticks between
+    which the gap lies, for a GapSolver. err: largest of the accepted
     pieces. flagged: whether one of them was above the factor. accepted, rejected: bucket of each call.
     """
 
     previous: Accepted | None
+    last: int = 0
+    now: int = 0
     err: float = 0.0
     flagged: bool = False
-    accepted: list[int] = field(default_factory=list)
-    rejected: list[int] = field(default_factory=list)
+    accepted: tuple[int, ...] = ()
+    rejected: tuple[int, ...] = ()
+
+    def weigh(self, rule: BucketRule, gap: int, err: float, steps: int, reruns: int, halvings: int) -> Decision:
+        """What `rule` says of a run of `gap` ticks in bucket `steps`, taken down; see `BucketRule.judge`."""
+        decision = rule.judge(err, steps, reruns, halvings)
+        verdict = decision.verdict
+        if verdict is _SPLIT and gap < 2:
+            decision, verdict = Decision(_FLAG, 0), _FLAG
+        if verdict is _ACCEPT or verdict is _FLAG:
+            self.accepted += (steps,)
+            if verdict is _FLAG:
+                self.flagged = True
+            self.err = max(self.err, err)
+        else:
+            self.rejected += (steps,)
+        # A call over no time says nothing of the next one; what is known of a whole tells where its halves begin.
+        if gap > 0 and verdict is not _RERUN:
+            self.previous = Accepted(gap, steps, err)
+        return decision
 
 
 class GapSolver:
@@ -69,46 +93,47 @@ class GapSolver:
         if self._dt is not None:
             self._dt[0] = self._clock.units(gap)
 
-    def try_once(self, crossing: Crossing, gap: int) -> bool:
-        """Cross `gap` in one call, in as many buckets as the rule asks for; False where it asks for a split.
+    def begin(self, crossing: Crossing) -> int:
+        """Set dt of a gap to be crossed in one call; the bucket to try first, 0 where no call may be so long."""
+        gap = crossing.now - crossing.last
+        if gap > self.longest:
+            return 0
+        if self._dt is not None:
+            self._dt[0] = self._clock.units(gap)
+        return self.rule.choose(gap, crossing.previous)
+
+    def try_once(self, crossing: Crossing) -> bool:
+        """Cross the gap in one call, in as many buckets as the rule asks for; False where it takes several calls.
 
         The result is in the binding's outputs and next arena, not yet accepted there.
         """
-        self.set_gap(gap)
-        return self._settle(crossing, gap, self.rule.choose(gap, crossing.previous), 0)
+        steps = self.begin(crossing)
+        return steps > 0 and self._settle(crossing, crossing.now - crossing.last, steps, 0)
 
-    def weigh(self, crossing: Crossing, gap: int, steps: int, reruns: int, halvings: int = 0) -> tuple[Verdict, int]:
+    def weigh(self, crossing: Crossing, gap: int, steps: int, reruns: int, halvings: int = 0) -> Decision:
         """Judge the result that a run in bucket `steps` has left in the binding; see `BucketRule.judge`.
 
-        Raises StateError where it is not finite.
+        One that is not finite has an infinite err: more steps may cure it. Raises StateError where nothing is left
+        to try.
         """
         binding = self._binding
         if not (all_finite(binding.next_arena) and all_finite(binding.flat_outputs)):
-            raise StateError(self._describe_not_finite(binding.next_arena))
-        err = 0.0 if self._err is None else float(binding.flat_outputs[self._err])
-        decision = self.rule.judge(err, steps, reruns, halvings)
-        verdict = decision.verdict
-        if verdict is Verdict.SPLIT and gap < 2:
-            verdict = Verdict.FLAG
-        if verdict is Verdict.ACCEPT or verdict is Verdict.FLAG:
-            crossing.accepted.append(steps)
-            crossing.flagged |= verdict is Verdict.FLAG
-            crossing.err = max(crossing.err, err)
-            if gap > 0:  # a call over no time says nothing of the next one
-                crossing.previous = Accepted(gap, steps, err)
+            err = math.inf
         else:
-            crossing.rejected.append(steps)
-            if verdict is Verdict.SPLIT:  # what is known of the whole tells where the halves begin
-                crossing.previous = Accepted(gap, steps, err)
-        return verdict, decision.steps
+            err = 0.0 if self._err is None else float(binding.flat_outputs[self._err])
+        decision = crossing.weigh(self.rule, gap, err, steps, reruns, halvings)
+        if decision.verdict is _FLAG and err == math.inf:
+            raise StateError(self._describe_not_finite(binding.next_arena))
+        return decision
 
-    def cross(self, crossing: Crossing, last: int, now: int, nothing: Write, arrive: Write, halved: bool) -> None:
-        """Cross from tick `last` to `now` in several calls, of which only the last sees what `arrive` writes.
+    def cross(self, crossing: Crossing, nothing: Write, arrive: Write) -> None:
+        """Cross the gap in several calls, of which only the last sees what `arrive` writes.
 
-        halved: the gap was tried in one call and must be split for its error; else it is cut for stability. All
+        A gap that one call may cross was tried and is split for its error; a longer one is cut for stability. All
         pieces but the last are accepted in the binding. Whoever calls this puts the state back after an error.
         """
-        if halved:
+        last, now = crossing.last, crossing.now
+        if now - last <= self.longest:
             middle = last + (now - last) // 2
             pieces = [(now, 1), (middle, 1)]
         else:
@@ -132,8 +157,8 @@ class GapSolver:
         while True:
             binding.run(self.labels[steps])
             verdict, wanted = self.weigh(crossing, gap, steps, reruns, halvings)
-            if verdict is not Verdict.RERUN:
-                return verdict is not Verdict.SPLIT
+            if verdict is not _RERUN:
+                return verdict is not _SPLIT
             steps, reruns = wanted, reruns + 1
 
     def _describe_not_finite(self, arena: Arena) -> str:

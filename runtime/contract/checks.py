@@ -92,11 +92,14 @@ def _estimate_problems(solver: SolverSpec, has_err: bool) -> Iterator[str]:
     if not all(value > 0 and math.isfinite(value) for value in (solver.rtol, solver.atol)):
         yield f"solver.rtol and solver.atol are {solver.rtol} and {solver.atol}, expected finite values above 0"
     if solver.calibration is not None:
-        yield from _calibration_problems(solver.calibration)
+        yield from _calibration_problems(solver.calibration, {str(bucket) for bucket in solver.buckets})
 
 
-def _calibration_problems(calibration: Calibration) -> Iterator[str]:
+def _calibration_problems(calibration: Calibration, labels: set[str]) -> Iterator[str]:
     for row in calibration.rows:
+        unknown = sorted((row.buckets.keys() | row.rejected.keys()) - labels)
+        if unknown:
+            yield f"solver.calibration: {row.kind} names {', '.join(unknown)}, no bucket of the bundle"
         if not 0 <= row.within <= row.calls - row.flagged <= row.calls:
             yield f"solver.calibration: {row.kind} has {row.within} of {row.calls} calls within tolerance"
     if not (0 < calibration.target < 1 and 0 < calibration.confidence < 1):

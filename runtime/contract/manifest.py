@@ -66,10 +66,11 @@ class TaskSpec(Record, frozen=True):
 class CoverageRow(Record, frozen=True):
     """What came of the rule on calibration calls of one kind, none of which the factor was chosen on.
 
-    kind: `streams` (held-out streams as they came), `gaps` (their states, gaps drawn at random) or `bursts` (streams
-    with outbursts). calls: how many. flagged: of these. within: of those not flagged, how many lay within tolerance
-    of the reference. worst: largest true error of an unflagged call, in units of the tolerance (see
-    `Calibration`). worst_flagged: of a flagged one, 0 without any.
+    kind: `streams` (streams as they came), `gaps` (their states, gaps drawn at random) or `bursts` (streams with
+    outbursts). calls: how many. flagged: of these. within: of those not flagged, how many lay within tolerance of the
+    reference. worst: largest true error of an unflagged call, in units of the tolerance (see `Calibration`), 0 without
+    any. worst_flagged: of a flagged one, likewise. buckets: graph label → accepted runs, rejected: label → runs that
+    were run again or split. evaluations: mean field evaluations of a call, rejected runs included.
     """
 
     kind: str
@@ -78,17 +79,19 @@ class CoverageRow(Record, frozen=True):
     within: int
     worst: float
     worst_flagged: float
+    buckets: dict[str, int]
+    rejected: dict[str, int]
+    evaluations: float
 
 
 class Calibration(Record, frozen=True):
     """How the safety factor was found, and what it promises.
 
     The true error of a call that takes h₀ to h is RMS_i((h − h_ref)_i / (atol + rtol·max(|h₀|, |h_ref|)_i)), with h_ref
-    from `reference`. target: share of unflagged calls that must be within tolerance. confidence: with which the factor
-    holds it on calls like those that it was chosen on. chosen_on: number of these. source: `held-out` where streams
-    came with the run, `synthetic` where they were made up. reached: whether any factor holds the target on every kind.
-    buckets: graph label → accepted calls, rejected: label → calls that were run again or split. evaluations: mean
-    field evaluations of a step, rejected calls included. rows: what came of it, by kind.
+    from `reference`, over the whole gap, however many runs cross it. target: share of unflagged calls that must be
+    within tolerance. confidence: with which the factor holds it on calls like those that it was chosen on. chosen_on:
+    number of these, 0 where nothing was chosen. source: `held-out` where streams came with the run, `synthetic` where
+    they were made up. reached: whether the target holds on every kind. rows: what came of it, by kind.
     """
 
     target: float
@@ -97,9 +100,6 @@ class Calibration(Record, frozen=True):
     reference: str
     source: str
     chosen_on: int
-    buckets: dict[str, int]
-    rejected: dict[str, int]
-    evaluations: float
     rows: tuple[CoverageRow, ...]
 
 

@@ -85,7 +85,8 @@ class BucketRule:
             raise InputError(f"default bucket {self.default} is not among {self.buckets}; choose one of them")
         if not (self.factor > 0 and math.isfinite(self.factor)):
             raise InputError(f"safety factor {self.factor}; give a finite number above 0")
-        if len(self.limits) != len(self.buckets) or list(self.limits) != sorted(self.limits):
+        rising = all(limit >= 0 for limit in self.limits) and list(self.limits) == sorted(self.limits)
+        if len(self.limits) != len(self.buckets) or not rising:
             raise InputError(f"limits {self.limits} do not fit buckets {self.buckets}; give one each, increasing")
         if len(self.buckets) > 1 and self.order < 1:
             raise InputError(
@@ -107,13 +108,17 @@ class BucketRule:
         buckets = self.buckets
         if gap <= 0 or len(buckets) == 1:
             return buckets[0]
-        stable = bisect_left(self.limits, gap)
-        if previous is None or previous.gap <= 0 or previous.err <= 0:
+        if previous is None:
             wanted = float(self.default)
         else:
-            growth = gap / previous.gap * (previous.err / self.factor) ** (1.0 / (self.order + 1))
-            wanted = previous.steps * growth * _ROUNDING
-        return buckets[min(max(stable, bisect_left(buckets, wanted)), len(buckets) - 1)]
+            gap_before, steps, err = previous
+            if gap_before > 0 and err > 0:
+                wanted = steps * (gap / gap_before) * (err / self.factor) ** (1.0 / (self.order + 1)) * _ROUNDING
+            else:
+                wanted = float(self.default)
+        stable, fits = bisect_left(self.limits, gap), bisect_left(buckets, wanted)
+        place = max(stable, fits)
+        return buckets[place] if place < len(buckets) else buckets[-1]
 
     def judge(self, err: float, steps: int, reruns: int, halvings: int) -> Decision:
         """What to do with a result of `err` from bucket `steps`.

@@ -1,4 +1,4 @@
-"""What the verbs share to show their results: tables for people, JSON for machines, progress on standard error."""
+"""What the verbs share: lists of numbers read, tables for people, JSON for machines, progress on standard error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ import rich.progress
 import rich.table
 
 from odestream.runtime.atomic import new_file, refuse_existing
-from odestream.runtime.errors import PathError
+from odestream.runtime.errors import InputError, PathError
+
+
+def whole_numbers(option: str, text: str, example: str) -> list[int]:
+    """The numbers of an option such as `--batch 1,8,64`; InputError unless all are whole and at least 1."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise InputError(f"{option} is {text!r}, expected whole numbers from 1; write them as {example}")
+    return numbers
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> None:

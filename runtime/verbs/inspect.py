@@ -10,12 +10,13 @@ import msgspec
 import typer
 
 from odestream.runtime.bundle import read_bundle
-from odestream.runtime.contract.manifest import Manifest, ParityRow
+from odestream.runtime.contract.manifest import Calibration, Manifest, ParityRow, SolverSpec
 from odestream.runtime.contract.spec import StateSpec, TensorSpec
 from odestream.runtime.snapshot import read_contents, read_snapshot
 from odestream.runtime.timestamps import format_time
 from odestream.runtime.verbs.console import print_json, show_table, size_text
 from odestream.runtime.verbs.memories import describe_members
+from odestream.runtime.verbs.tally import histogram
 
 _SHORT = 12  # characters of a hash that tell two apart
 _SHOWN_STREAMS = 8
@@ -27,8 +28,8 @@ def inspect(
 ) -> None:
     """Show what is in a bundle or a snapshot, after checking every hash; a snapshot needs no bundle.
 
-    Of a bundle: task, clock, solver, tensors, parity, files, provenance. Of a snapshot: its streams, their clocks,
-    and what their memories hold.
+    Of a bundle: task, clock, solver and its calibration, tensors, the worst of its parity (--json: all of it), files,
+    provenance. Of a snapshot: its streams, their clocks and counters, and what their memories hold.
     """
     if path.is_dir():
         _inspect_bundle(path, as_json)
@@ -42,6 +43,7 @@ def _inspect_bundle(path: Path, as_json: bool) -> None:
         print_json(msgspec.to_builtins(manifest))
         return
     show_table(f"Bundle {path}", ("field", "value"), _about(manifest))
+    _show_calibration(manifest.solver)
     _show_tensors(manifest)
     _show_parity(manifest.parity)
     show_table(
@@ -69,18 +71,64 @@ def _about(manifest: Manifest) -> list[tuple[str, str]]:
         ("state", size_text(manifest.spec.state_bytes) + " a stream"),
         ("solver", "none" if solver is None else f"{solver.method}, {', '.join(map(str, solver.buckets))} steps"),
     ]
-    if solver is not None:
-        estimate = "with" if solver.error_estimate else "without"
-        rows += [
-            ("default bucket", str(solver.default_bucket)),
-            ("tolerance", f"rtol {solver.rtol:g}, atol {solver.atol:g}, {estimate} error estimate"),
-            (
-                "stiffness",
-                f"{solver.stiffness:.4g} per model unit, a gap is split into at most {solver.max_calls} calls",
-            ),
-        ]
+    rows += [] if solver is None else _about_solver(solver)
     rows += sorted(manifest.provenance.items())
     return [(name, value) for name, value in rows if value]
+
+
+def _about_solver(solver: SolverSpec) -> list[tuple[str, str]]:
+    estimate = "with" if solver.error_estimate else "without"
+    rows = [
+        ("default bucket", str(solver.default_bucket)),
+        ("tolerance", f"rtol {solver.rtol:g}, atol {solver.atol:g}, {estimate} error estimate"),
+        ("stiffness", f"{solver.stiffness:.4g} per model unit, a gap is split into at most {solver.max_calls} calls"),
+    ]
+    if solver.error_estimate:
+        factor = f"{solver.safety_factor:.4g} of the tolerance; above it a result is run again, split, then flagged"
+        rows += [("safety factor", factor), ("calibration", _promise(solver.calibration))]
+    return rows
+
+
+def _promise(calibration: Calibration | None) -> str:
+    """What the safety factor promises, in words."""
+    if calibration is None:
+        return "none: nothing is promised of results that are not flagged"
+    target = f"{100 * calibration.target:g} % of unflagged results within tolerance of {calibration.reference}"
+    basis = f"{100 * calibration.confidence:g} % confidence, {calibration.chosen_on:,} calls, {calibration.source}"
+    return f"{target} ({basis}); {'reached' if calibration.reached else 'NOT reached'}"
+
+
+def _show_calibration(solver: SolverSpec | None) -> None:
+    """What came of the safety factor on calls that it was not chosen on."""
+    if solver is None or solver.calibration is None or not solver.calibration.rows:
+        return
+    columns = (
+        "calls",
+        "count",
+        "flagged",
+        "within tolerance",
+        "worst",
+        "worst flagged",
+        "evaluations",
+        "runs by steps",
+    )
+    rows = []
+    for row in solver.calibration.rows:
+        kept = row.calls - row.flagged
+        within = f"{row.within:,} of {kept:,} ({100 * row.within / kept:.4g} %)" if kept else "none unflagged"
+        errors = (f"{row.worst:.3g}", f"{row.worst_flagged:.3g}" if row.flagged else "")
+        rows.append(
+            (
+                row.kind,
+                f"{row.calls:,}",
+                f"{row.flagged:,}",
+                within,
+                *errors,
+                f"{row.evaluations:.3g}",
+                histogram(row.buckets, row.rejected),
+            )
+        )
+    show_table("Calibration (errors in units of the tolerance)", columns, rows, numbers=columns[1:7])
 
 
 def _show_tensors(manifest: Manifest) -> None:
@@ -95,18 +143,18 @@ def _show_tensors(manifest: Manifest) -> None:
 
 
 def _show_parity(parity: Sequence[ParityRow]) -> None:
-    """The worst row of each tensor and check."""
+    """The row of each check that came nearest to its tolerance."""
     if not parity:
         print("No parity is recorded.\n")
         return
-    worst: dict[tuple[str, str], ParityRow] = {}
+    worst: dict[str, ParityRow] = {}
     for row in parity:
-        key = (row.check, row.tensor)
-        if key not in worst or row.error > worst[key].error:
-            worst[key] = row
+        held = worst.get(row.check)
+        if held is None or row.error * held.tolerance > held.error * row.tolerance:
+            worst[row.check] = row
     show_table(
-        "Parity with the module it was exported from (worst of all buckets)",
-        ("check", "tensor", "steps", "error", "tolerance"),
+        "Parity with the module it was exported from (worst of all tensors and buckets)",
+        ("check", "worst tensor", "steps", "error", "tolerance"),
         [(r.check, r.tensor, str(r.steps), f"{r.error:.1e}", f"{r.tolerance:.0e}") for r in worst.values()],
         numbers=("steps", "error", "tolerance"),
     )
@@ -122,6 +170,10 @@ def _inspect_snapshot(path: Path, as_json: bool) -> None:
             "steps": record.steps,
             "flagged": record.flagged,
             "split": record.split,
+            "rerun": record.rerun,
+            "buckets": record.buckets,
+            "rejected": record.rejected,
+            "previous": msgspec.to_builtins(record.previous),
             "members": describe_members({name: value[i] for name, value in members.items()}),
         }
         for i, record in enumerate(info.streams)
@@ -130,9 +182,17 @@ def _inspect_snapshot(path: Path, as_json: bool) -> None:
         print_json({"model": info.name, "identity": info.identity, "streams": streams})
         return
     print(f"Snapshot {path} of model {info.name} ({info.identity[:_SHORT]})\n")
-    columns = ("stream", "time", "steps", "flagged", "split")
-    rows = [(s["name"] or "(unnamed)", s["time"] or "none", *(str(s[key]) for key in columns[2:])) for s in streams]
-    show_table("Streams", columns, rows, numbers=columns[2:])
+    columns = ("stream", "time", "steps", "run again", "split", "flagged", "calls by solver steps")
+    rows = [
+        (
+            s["name"] or "(unnamed)",
+            s["time"] or "none",
+            *(str(s[key]) for key in ("steps", "rerun", "split", "flagged")),
+            histogram(s["buckets"], s["rejected"]),
+        )
+        for s in streams
+    ]
+    show_table("Streams", columns, rows, numbers=columns[2:6])
     for stream in streams[:_SHOWN_STREAMS]:
         _show_members(stream)
     if len(streams) > _SHOWN_STREAMS:

@@ -26,7 +26,8 @@ Times = NDArray[np.int64]
 class Subject:
     """What is measured. prepare(i) is not timed, call() is; rows: observations that one call takes in.
 
-    rate: calls a second where it is paced, None for back-to-back.
+    rate: calls a second where it is paced, None for back-to-back. steps: of the solver, None where they vary or there
+    is none.
     """
 
     name: str
@@ -34,6 +35,12 @@ class Subject:
     rate: float | None
     prepare: Callable[[int], None]
     call: Callable[[], object]
+    steps: int | None = None
+
+    @property
+    def title(self) -> str:
+        """The name, and the solver steps where they are fixed."""
+        return self.name if self.steps is None else f"{self.name}, {self.steps} step{'s' * (self.steps != 1)}"
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ def summary(measured: Measured) -> dict[str, Any]:
     subject = measured.subject
     return {
         "name": subject.name,
+        "steps": subject.steps,
         "batch": subject.rows,
         "mode": "back-to-back" if subject.rate is None else "paced",
         "rate_hz": subject.rate,

@@ -63,7 +63,7 @@ def _draw(axes: Any, measured: Measured, colour: str) -> None:
     quantiles = 100.0 - np.geomspace(100.0, max(100.0 - last, 1e-3), _POINTS)
     subject = measured.subject
     pace = "back-to-back" if subject.rate is None else f"paced at {subject.rate:g} Hz"
-    label = f"{subject.name}, batch {subject.rows}, {pace} (p50 {np.median(times):.3g} µs)"
+    label = f"{subject.title}, batch {subject.rows}, {pace} (p50 {np.median(times):.3g} µs)"
     style = "-" if subject.rate is None else "--"
     axes.plot(_place(quantiles), np.percentile(times, quantiles), style, color=colour, linewidth=1.8, label=label)
 

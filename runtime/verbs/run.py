@@ -25,8 +25,9 @@ from odestream.runtime.predictions import Predictions, number, predictions
 from odestream.runtime.session import UNNAMED
 from odestream.runtime.snapshot import read_snapshot
 from odestream.runtime.table import STDIN, open_source, read_bytes, read_rows
-from odestream.runtime.verbs.console import reading_progress, refuse_outputs
+from odestream.runtime.verbs.console import reading_progress, refuse_outputs, save_json, whole_numbers
 from odestream.runtime.verbs.stopping import Stopper
+from odestream.runtime.verbs.tally import Tally, as_json, sentence, total
 
 STDOUT = "-"
 RESET = "reset"
@@ -42,31 +43,39 @@ def run(
     resume: Annotated[Path | None, typer.Option(help="Continue the streams of this snapshot.")] = None,
     snapshot: Annotated[Path | None, typer.Option(help="Save the streams here at the end.")] = None,
     on_gap: Annotated[str, typer.Option(help="A gap too long to cross: error, or reset to a new stream.")] = "error",
-    force: Annotated[bool, typer.Option("--force", help="Replace output and snapshot where they exist.")] = False,
+    buckets: Annotated[
+        str | None, typer.Option(help="Solver steps to choose among, with commas; one alone fixes them.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write what each stream's solver did to this JSON file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the written files where they exist.")] = False,
 ) -> None:
     """Stream a table through a bundle and write its predictions, one row for each row.
 
     Written are the input's time and stream columns, a column for each target (a forecast is made before its row was
-    seen), err (solver error in units of the tolerance), bucket (solver steps) and flagged (1 where err is above 1).
+    seen), err (estimated solver error in units of the tolerance), bucket (solver steps) and flagged (1 where err is
+    above the bundle's safety factor although more steps and shorter pieces were tried). One line on standard error
+    sums up what the solver did.
     An empty cell is a missing value; a row of empty cells asks for a prediction. SIGINT and SIGTERM finish the row
     and save the snapshot. A row that cannot be read ends the run: a file of output is then not written, standard
     output keeps its rows and the snapshot their state.
     """
     if on_gap not in GAP_POLICIES:
         raise InputError(f"--on-gap is {on_gap!r}; choose one of {', '.join(GAP_POLICIES)}")
-    _refuse_paths(source, None if output == STDOUT else Path(output), resume, snapshot, force)
+    chosen = None if buckets is None else whole_numbers("--buckets", buckets, "1,4")
+    _refuse_paths(source, None if output == STDOUT else Path(output), resume, snapshot, report, force)
     with load(bundle, backend=backend) as model, Stopper() as stopper:
-        streams = {} if resume is None else _restore(model, resume)
+        streams = _Streams(model, resume, chosen, on_gap)
         with _open_output(output, force) as file:
             try:
-                _stream_table(model, streams, source, file, stopper, on_gap)
+                _stream_table(streams, source, file, stopper)
             except OdestreamError:
-                if snapshot is not None and streams and output == STDOUT:
-                    write_bytes(snapshot, _save(model, streams, source))  # its rows are out: their state is kept
+                if snapshot is not None and streams.by_name and output == STDOUT:
+                    write_bytes(snapshot, streams.save(source))  # its rows are out: their state is kept
                 raise
-            saved = b"" if snapshot is None else _save(model, streams, source)
+            saved = b"" if snapshot is None else streams.save(source)
         if snapshot is not None:
             write_bytes(snapshot, saved)
+        streams.tell(report, force)
     if stopper.signal is not None:
         raise typer.Exit(128 + stopper.signal)
 
@@ -110,22 +119,69 @@ class _Writer:
             self._header = None
 
 
-def _refuse_paths(source: str, output: Path | None, resume: Path | None, snapshot: Path | None, force: bool) -> None:
+def _refuse_paths(
+    source: str, output: Path | None, resume: Path | None, snapshot: Path | None, report: Path | None, force: bool
+) -> None:
     """Refuse what cannot be written, or would be written over what is read, before any work is done."""
-    refuse_outputs(force, output)
+    refuse_outputs(force, output, report)
     refuse_outputs(force or snapshot == resume, snapshot)
-    refuse_outputs(True, output, snapshot)
+    refuse_outputs(True, output, snapshot, report)
     read = [] if source == STDIN else [Path(source).resolve()]
-    for path in (output, snapshot):
+    for path in (output, snapshot, report):
         if path is not None and path.resolve() in read:
             raise PathError(f"{path} is the input itself; write to another path")
-    if output is not None and resume is not None and output.resolve() == resume.resolve():
-        raise PathError(f"{output} is the snapshot that is resumed; write the predictions to another path")
+    for path in (output, report):
+        if path is not None and resume is not None and path.resolve() == resume.resolve():
+            raise PathError(f"{path} is the snapshot that is resumed; write to another path")
 
 
-def _restore(model: Model, path: Path) -> dict[str, Stream]:
+class _Streams:
+    """The streams of a run, new ones made as they appear. by_name: by the names that the table has for them."""
+
+    def __init__(self, model: Model, resume: Path | None, buckets: list[int] | None, on_gap: str) -> None:
+        self.model = model
+        self._buckets = buckets
+        self._on_gap = on_gap
+        model.stream(buckets).close()  # buckets that the bundle lacks are refused before any work is done
+        self.by_name = {} if resume is None else _restore(model, resume, buckets)
+        self._tally = Tally(self.by_name)
+
+    def step(self, seen: _Observation) -> Output:
+        """The stream's answer; a gap that it cannot cross ends it where the user says so."""
+        stream = self.by_name.get(seen.stream) or self._begin(seen.stream)
+        try:
+            return stream.step(seen.x, seen.t, seen.mask)
+        except GapError:
+            if self._on_gap != RESET:
+                raise
+        self._tally.end(seen.stream, stream)
+        return self._begin(seen.stream).step(seen.x, seen.t, seen.mask)
+
+    def save(self, source: str) -> bytes:
+        """A snapshot of all streams."""
+        if not self.by_name:
+            raise InputError(f"{source}: no rows, so there is no stream to save; leave --snapshot out")
+        return self.model.snapshot_streams(self.by_name)
+
+    def tell(self, report: Path | None, force: bool) -> None:
+        """Say on standard error what the solver did, where it can tell how well it did, and write the report."""
+        counts, manifest = self._tally.of(self.by_name), self.model.manifest
+        together = total(counts.values())
+        if together.steps and manifest.solver is not None and manifest.solver.error_estimate:
+            print(f"odestream: {sentence(together)}", file=sys.stderr)
+        if report is not None:
+            streams = {name: as_json(counters) for name, counters in counts.items()}
+            about = {"bundle": manifest.name, "identity": manifest.identity, "backend": self.model.backend}
+            save_json(report, about | {"total": as_json(together), "streams": streams}, force)
+
+    def _begin(self, name: str) -> Stream:
+        self.by_name[name] = stream = self.model.stream(self._buckets)
+        return stream
+
+
+def _restore(model: Model, path: Path, buckets: list[int] | None) -> dict[str, Stream]:
     """The snapshot's streams by the names that the table has for them."""
-    streams = model.restore_streams(read_snapshot(path), str(path))
+    streams = model.restore_streams(read_snapshot(path), str(path), buckets)
     if model.manifest.task.stream is not None:
         return streams
     if len(streams) > 1:
@@ -135,39 +191,20 @@ def _restore(model: Model, path: Path) -> dict[str, Stream]:
     return dict(zip([UNNAMED], streams.values(), strict=True))
 
 
-def _save(model: Model, streams: dict[str, Stream], source: str) -> bytes:
-    if not streams:
-        raise InputError(f"{source}: no rows, so there is no stream to save; leave --snapshot out")
-    return model.snapshot_streams(streams)
-
-
-def _stream_table(
-    model: Model, streams: dict[str, Stream], source: str, file: TextIO, stopper: Stopper, on_gap: str
-) -> None:
-    """Run every row of the source through its stream; new streams are added to `streams`."""
-    task = _with_inputs(model.manifest)
-    y = model.manifest.spec.output("y")
+def _stream_table(streams: _Streams, source: str, file: TextIO, stopper: Stopper) -> None:
+    """Run every row of the source through its stream."""
+    manifest = streams.model.manifest
+    task = _with_inputs(manifest)
+    y = manifest.spec.output("y")
     writer = _Writer(file, task, predictions(task, 0 if y is None else y.size))
     with open_source(source) as (name, stream), reading_progress(stream, "Streaming") as counted:
-        for seen in stopper.until_stopped(_observations(counted, name, model.manifest, task, streams)):
-            if seen.stream not in streams:
-                streams[seen.stream] = model.stream()
+        for seen in stopper.until_stopped(_observations(counted, name, manifest, task, streams.by_name)):
             try:
-                out = _step(model, streams, seen, on_gap)
+                out = streams.step(seen)
             except OdestreamError as error:
                 raise _placed(error, seen.where) from error
             writer.write(seen, out)
     writer.write_header()
-
-
-def _step(model: Model, streams: dict[str, Stream], seen: _Observation, on_gap: str) -> Output:
-    try:
-        return streams[seen.stream].step(seen.x, seen.t, seen.mask)
-    except GapError:
-        if on_gap != RESET:
-            raise
-    streams[seen.stream] = model.stream()
-    return streams[seen.stream].step(seen.x, seen.t, seen.mask)
 
 
 def _observations(

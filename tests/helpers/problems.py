@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,32 @@ def saturated_oscillation(omega: float, dtype: torch.dtype) -> FieldWeights:
         torch.eye(2, dtype=dtype),
         torch.tensor([omega], dtype=dtype),
     )
+
+
+def tanh_of_drift(slope: float, drift: float) -> FieldWeights:
+    """dh/dt = tanh(slope·h + drift·t) in float64: the field's own tanh and SiLU, nonlinear in h and moving in time.
+
+    SiLU is the identity, to the last digit, at the offset of 50 that A adds and B takes away; t is sin(ωt)/ω of a
+    phase that begins at 0, with ω so small that ω²t²/6 is below rounding. With z = slope·h + drift·t,
+    dz/dt = slope·tanh(z) + drift, which `tanh_of_drift_time` solves.
+    """
+    omega, offset = 1e-8, 50.0
+    one = torch.ones(1, 1, dtype=torch.float64)
+    return FieldWeights(
+        decay=torch.zeros(1, dtype=torch.float64),
+        hidden=torch.tensor([[slope], [0.0]], dtype=torch.float64),
+        drive=torch.zeros(2, 1, dtype=torch.float64),
+        bias=torch.full((2,), offset, dtype=torch.float64),
+        output=torch.cat([one, -one], dim=1),
+        time=torch.tensor([[drift / omega, 0.0], [0.0, 0.0]], dtype=torch.float64),
+        frequencies=torch.tensor([omega], dtype=torch.float64),
+    )
+
+
+def tanh_of_drift_time(slope: float, drift: float, z: float) -> float:
+    """The antiderivative in z of 1 / (drift + slope·tanh z): between two z lies the time that the flow takes."""
+    speed = drift * math.cosh(z) + slope * math.sinh(z)
+    return (drift * z - slope * math.log(abs(speed))) / (drift**2 - slope**2)
 
 
 def tiny_config(task: str = "forecast", **changes: object) -> CellConfig:

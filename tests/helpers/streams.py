@@ -1,10 +1,16 @@
 """Rows for streams, and what it means that two streams are the same."""
 
+import hashlib
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from odestream.runtime import Output, Stream
+from odestream.runtime.contract.tensorfile import decode_tensors, encode_tensors
+from odestream.runtime.session import StreamState
+from odestream.runtime.snapshot import MAGIC
 
 SECOND = 10**9
 
@@ -21,8 +27,17 @@ def irregular(count: int, channels: int = 3, seed: int = 0) -> tuple[Any, Any, A
 def same(a: Output, b: Output) -> bool:
     """Bitwise equality of all that a call gives."""
     gates = (a.gates is None and b.gates is None) or a.gates.tobytes() == b.gates.tobytes()  # type: ignore[union-attr]
-    rest = (a.err, a.bucket, a.flagged, a.calls) == (b.err, b.bucket, b.flagged, b.calls)
+    rest = (a.err, a.bucket, a.flagged, a.calls, a.reruns) == (b.err, b.bucket, b.flagged, b.calls, b.reruns)
     return a.y.tobytes() == b.y.tobytes() and gates and rest
+
+
+def same_state(a: StreamState, b: StreamState) -> bool:
+    """Bitwise equality of all that a stream is."""
+    return a.arena.tobytes() == b.arena.tobytes() and (a.tick, a.counters, a.previous) == (
+        b.tick,
+        b.counters,
+        b.previous,
+    )
 
 
 def continues_like(stream: Stream, twin: Stream, count: int = 100) -> bool:
@@ -32,3 +47,13 @@ def continues_like(stream: Stream, twin: Stream, count: int = 100) -> bool:
     ticks = (t - t[0] + start + 1).tolist()
     pairs = [(stream.step(*row), twin.step(*row)) for row in zip(x, ticks, mask, strict=True)]
     return all(same(a, b) for a, b in pairs) and stream.counters == twin.counters
+
+
+def forged(blob: bytes, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> bytes:
+    """A snapshot with changed content and a right digest."""
+    tensors, text = decode_tensors(blob[len(MAGIC) + 32 :])
+    info = msgspec.json.decode(text)
+    tensors = {name: value.copy() for name, value in tensors.items()}
+    change(tensors, info)
+    body = encode_tensors(tensors, msgspec.json.encode(info))
+    return MAGIC + hashlib.sha256(body).digest() + body

@@ -6,7 +6,8 @@ The model is a leaky integrator over X channels, with rates λ and an explicit E
     y  = [h⁻ + phase·P, v]                       mean and log-variance; tokens: h⁺·Eᵀ
     h⁺ = h⁻ + gain·(x − h⁻) where observed       tokens: x is the row E[token]
     n⁺ = n + [observed, dt]                      starts at (0, 0.5)
-    err = err_scale·max|h⁻ − h|,  gates = [observed, Σ mask·|x − h⁻|]
+    err = err_scale·max|h|·(dt/N)²               falls with N as an estimate of order one does
+    gates = [observed, Σ mask·|x − h⁻|]
     every further member m⁺ = m/2 + observed
 """
 
@@ -60,7 +61,10 @@ NANO_MEMBERS: Mapping[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Tiny:
-    """What the bundle is like; `buckets=()` makes one without a solver, `frequencies=()` one without phase."""
+    """What the bundle is like; `buckets=()` makes one without a solver, `frequencies=()` one without phase.
+
+    default_bucket: the smallest unless given.
+    """
 
     channels: int = 3
     buckets: tuple[int, ...] = (1, 4)
@@ -74,6 +78,8 @@ class Tiny:
     stiffness: float = 0.0
     max_calls: int = 16
     err_scale: float = 1e-3
+    safety_factor: float = 1.0
+    default_bucket: int | None = None
     gain: float = 0.5
     seed: int = 0
     time: TimeSpec = field(default_factory=lambda: TimeSpec(frequencies=(), ticks_per_model_unit=1e9))
@@ -117,6 +123,11 @@ class Tiny:
     def labels(self) -> tuple[str, ...]:
         """Labels of the graphs."""
         return tuple(str(n) for n in self.buckets) or ("-",)
+
+    @property
+    def default(self) -> int:
+        """The default bucket: the smallest unless another is asked for."""
+        return self.default_bucket or (self.buckets or (1,))[0]
 
 
 def write_tiny(path: Path, tiny: Tiny | None = None) -> Path:
@@ -169,7 +180,8 @@ class TinyReference:
         mean = flowed + (np.asarray(phase, float) @ w["phases"] if self.tiny.phased else 0.0)
         outputs = {"y": jumped @ w["embed"].T if self.tiny.tokens else np.concatenate([mean, w["logvar"]])}
         if self.tiny.err:
-            outputs["err"] = np.array([self.tiny.err_scale * np.abs(flowed - h).max()])
+            pace = dt / self.steps if self.tiny.dt else 0.0
+            outputs["err"] = np.array([self.tiny.err_scale * np.abs(h).max() * pace**2])
         if self.tiny.gates:
             outputs["gates"] = np.array([seen, np.sum(mask * np.abs(value - flowed))])
         state = {name: self.state[name] / 2 + seen for name in self.tiny.members}
@@ -264,8 +276,9 @@ def _nodes(tiny: Tiny, steps: int) -> list[onnx.NodeProto]:
         mean = op("Add", flowed, op("MatMul", "phase", "phases")) if tiny.phased else flowed
         op("Concat", mean, op("Expand", "logvar", op("Shape", mean)), axis=1, out="y")
     if tiny.err:
-        moved_by = op("ReduceMax", op("Abs", op("Sub", flowed, h)), ints(1))
-        op("Mul", moved_by, constant(tiny.err_scale), out="err")
+        pace = op("Div", elapsed, constant(float(steps))) if tiny.dt else elapsed
+        size = op("Mul", op("ReduceMax", op("Abs", h), ints(1)), constant(tiny.err_scale))
+        op("Mul", size, op("Mul", pace, pace), out="err")
     if tiny.gates:
         op("Concat", seen, op("ReduceSum", op("Mul", mask, op("Abs", surprise)), ints(1)), axis=1, out="gates")
     return nodes
@@ -277,12 +290,13 @@ def _manifest(tiny: Tiny, graphs: dict[str, str], weights: bytes, entries: tuple
         # N explicit Euler steps, under the name of the pair that has the same bound and an estimate of order one.
         method="heun21" if tiny.err and tiny.error_estimate else "euler",
         buckets=tiny.buckets,
-        default_bucket=(tiny.buckets or (1,))[0],
+        default_bucket=tiny.default,
         rtol=1e-3,
         atol=1e-4,
         error_estimate=tiny.err and tiny.error_estimate,
         stiffness=tiny.stiffness,
         max_calls=tiny.max_calls,
+        safety_factor=tiny.safety_factor,
     )
     task = TaskSpec(kind="tokens") if tiny.tokens else TaskSpec("forecast", columns, columns, (), "time", None)
     field_config = {"channels": tiny.channels, "seed": tiny.seed}
@@ -295,7 +309,7 @@ def _manifest(tiny: Tiny, graphs: dict[str, str], weights: bytes, entries: tuple
         task=task,
         time=_time(tiny),
         solver=solver if tiny.buckets else None,
-        default_graph=tiny.labels[0],
+        default_graph=str(tiny.default) if tiny.buckets else tiny.labels[0],
         graphs=graphs,
         gate_names=("observed", "surprise") if tiny.gates else (),
         weights=entries,

@@ -129,7 +129,7 @@ def test_predict_of_an_earlier_time_is_refused(model: Model) -> None:
 
 def test_flagged_follows_err(tmp_path: Path) -> None:
     with load(write_tiny(tmp_path / "b", Tiny(err_scale=10.0))) as model:
-        stream = model.stream()
+        stream = model.stream(buckets=(1,))
         assert not stream.step([1, 1, 1], 0).flagged
         output = stream.step([1, 1, 1], SECOND)
         assert output.err is not None

@@ -15,14 +15,14 @@ STIFF = Tiny(stiffness=2.0, max_calls=8, err_scale=1.0)
 
 @pytest.fixture(scope="module")
 def stiff(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    """One call crosses one model unit: stiffness 2 against Euler's bound of 2, one solver step."""
+    """One step of the solver crosses one model unit: stiffness 2 against a bound of 2."""
     with load(write_tiny(tmp_path_factory.mktemp("stiff") / "b", STIFF)) as model:
         yield model
 
 
 def test_a_gap_beyond_the_stability_bound_is_split_into_equal_flows(stiff: Model) -> None:
     reference = TinyReference(STIFF, steps=5)
-    stream = stiff.stream()
+    stream = stiff.stream(buckets=(1,))
     stream.step([3, -2, 1], 0)
     reference.step([3, -2, 1], 0)
     output = stream.step([1, 1, 1], 5 * SECOND)
@@ -35,7 +35,7 @@ def test_a_gap_beyond_the_stability_bound_is_split_into_equal_flows(stiff: Model
 
 def test_the_err_of_a_split_gap_is_the_largest_of_its_pieces(stiff: Model) -> None:
     """The leak shrinks h, so the first piece moves it most."""
-    stream = stiff.stream()
+    stream = stiff.stream(buckets=(1,))
     stream.step([30, 30, 30], 0)
     split, first_piece = stream.predict(4 * SECOND), stream.predict(SECOND)
     assert split.calls == 4
@@ -47,7 +47,7 @@ def test_the_err_of_a_split_gap_is_the_largest_of_its_pieces(stiff: Model) -> No
 
 def test_splitting_equals_steps_with_nothing_observed(stiff: Model) -> None:
     """Predict, the split step and mask-0 steps at the pieces' ends go through the same states."""
-    whole, pieces = stiff.stream(), stiff.stream()
+    whole, pieces = stiff.stream(buckets=(1,)), stiff.stream(buckets=(1,))
     for stream in (whole, pieces):
         stream.step([3, -2, 1], 100)
     predicted = whole.predict(100 + 3 * SECOND)
@@ -61,7 +61,7 @@ def test_splitting_equals_steps_with_nothing_observed(stiff: Model) -> None:
 
 
 def test_a_fault_within_a_split_gap_undoes_its_pieces(stiff: Model) -> None:
-    stream, twin = stiff.stream(), stiff.stream()
+    stream, twin = stiff.stream(buckets=(1,)), stiff.stream(buckets=(1,))
     for each in (stream, twin):
         each.step([3, -2, 1], 0)
     with pytest.raises(InputError):

@@ -5,15 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from odestream.runtime import Model, SnapshotError, load, restore
-from odestream.runtime.contract.tensorfile import decode_tensors, encode_tensors
 from odestream.runtime.snapshot import MAGIC, read_contents
+from tests.helpers.streams import forged
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
 
@@ -21,16 +20,6 @@ def rows(count: int, seed: int = 0) -> tuple[Any, Any, Any]:
     rng = np.random.default_rng(seed)
     t = np.cumsum(rng.integers(1, 2 * 10**9, count)) + seed * 10**12
     return rng.normal(size=(count, 3)).astype(np.float32), t, (rng.random((count, 3)) > 0.3).astype(np.float32)
-
-
-def forged(blob: bytes, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> bytes:
-    """A snapshot with changed content and a right digest."""
-    tensors, text = decode_tensors(blob[len(MAGIC) + 32 :])
-    info = msgspec.json.decode(text)
-    tensors = {name: value.copy() for name, value in tensors.items()}
-    change(tensors, info)
-    body = encode_tensors(tensors, msgspec.json.encode(info))
-    return MAGIC + hashlib.sha256(body).digest() + body
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -68,17 +69,51 @@ def test_bench_writes_figures_of_step_and_engine(
     options = ["--batch", "1,3", "--seconds", "0.05", "--rate", "200", "--json", str(tmp_path / "bench.json")]
     assert main(["bench", str(bundle), *options]) == 0
     report = json.loads((tmp_path / "bench.json").read_text())
-    found = [(row["name"], row["batch"], row["mode"]) for row in report["measurements"]]
+    found = [(row["name"], row["steps"], row["batch"], row["mode"]) for row in report["measurements"]]
+    usual = 1 if tiny.buckets else None
     assert found == [
-        ("Stream.step", 1, "back-to-back"),
-        ("Stream.step", 1, "paced"),
-        ("engine", 1, "back-to-back"),
-        ("engine", 3, "back-to-back"),
+        ("Stream.step", None, 1, "back-to-back"),
+        ("Stream.step", None, 1, "paced"),
+        ("engine", usual, 1, "back-to-back"),
+        ("engine", usual, 3, "back-to-back"),
+        *(("engine", steps, 1, "back-to-back") for steps in tiny.buckets[1:]),
     ]
     assert all(0 < row["p50_us"] <= row["p99_us"] <= row["p99.9_us"] <= row["max_us"] for row in report["measurements"])
     assert report["versions"]["onnxruntime"]
     assert report["threads"] == 1
     assert "Stream.step" in capsys.readouterr().out
+
+
+def test_bench_tells_what_the_solver_of_its_streams_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At this scale the usual gap needs 8 steps: whatever begins with fewer is run again."""
+    bundle = write_tiny(tmp_path / "bundle", Tiny(buckets=(1, 8), err_scale=500.0))
+    options = ["--batch", "2", "--seconds", "0.05", "--json", str(tmp_path / "bench.json"), "--force"]
+    assert main(["bench", str(bundle), *options]) == 0
+    step, paced, *engine = json.loads((tmp_path / "bench.json").read_text())["measurements"]
+    for figures in (step, paced):
+        solver = figures["solver"]
+        assert solver["steps"] == sum(solver["buckets"].values()) > figures["calls"] > 0
+        assert solver["buckets"]["8"] > 0
+        assert solver["rerun"] == solver["rejected"]["1"] > 0
+    assert [(row["steps"], row["batch"]) for row in engine] == [(1, 2), (8, 1)]
+    assert not any("solver" in row for row in engine)
+    out = capsys.readouterr().out
+    assert re.search(
+        r"Stream.step, back-to-back: [\d,]+ rows, \d+ run again .*; calls by solver steps: 1: .*, 8: ", out
+    )
+    assert "engine, 8 steps" in out
+
+
+def test_bench_of_limited_buckets_measures_these_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = write_tiny(tmp_path / "bundle", Tiny(buckets=(1, 4, 8)))
+    options = ["--batch", "1", "--seconds", "0.02", "--json", str(tmp_path / "bench.json"), "--buckets"]
+    assert main(["bench", str(bundle), *options, "4,8"]) == 0
+    step, _, *engine = json.loads((tmp_path / "bench.json").read_text())["measurements"]
+    assert [row["steps"] for row in engine] == [4, 8]
+    assert step["solver"]["buckets"]["1"] == 0
+    for wrong in ("2", "8,4", "x"):
+        assert main(["bench", str(bundle), *options, wrong, "--force"]) == 2
+        assert "; " in capsys.readouterr().err
 
 
 def test_plot_is_an_image_that_appears_whole(bundle: Path, tmp_path: Path) -> None:
@@ -106,5 +141,6 @@ def test_steps_so_long_that_the_clock_ends_begin_a_new_stream(tmp_path: Path) ->
     slow = TimeSpec(frequencies=(), ticks_per_model_unit=2e18, tick_seconds=1e-9)
     path = write_tiny(tmp_path / "bundle", Tiny(time=slow))
     assert main(["bench", str(path), "--seconds", "0.1", "--batch", "1", "--json", str(tmp_path / "bench.json")]) == 0
-    steps = json.loads((tmp_path / "bench.json").read_text())["measurements"][0]["calls"]
-    assert steps * 2e17 > 2**63  # the clock's end was passed
+    figures = json.loads((tmp_path / "bench.json").read_text())["measurements"][0]
+    assert figures["calls"] * 2e17 > 2**63  # the clock's end was passed
+    assert figures["solver"]["steps"] > figures["calls"], "warm-up and every stream are counted"

@@ -127,7 +127,7 @@ def test_method_without_an_estimate_leaves_err_empty(tmp_path: Path, capsys: pyt
 
 
 def test_step_above_tolerance_is_flagged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bundle = write_tiny(tmp_path / "bundle", Tiny(err_scale=100.0))
+    bundle = write_tiny(tmp_path / "bundle", Tiny(err_scale=1e4))
     assert run(bundle, write_table(tmp_path / "table.csv", ROWS)) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["flagged"] for row in rows] == [str(int(float(row["err"]) > 1)) for row in rows]

@@ -1,0 +1,231 @@
+"""Several streams of one model stepped together: one engine call for all rows that run in the same bucket.
+
+Each row goes through what `Stream.step` goes through, on the stream's own buffers: its observation is checked, its
+bucket chosen from its own past, its result judged, run again, accepted. Only the engine's call is shared: rows are
+gathered into a binding of many rows, and their results handed back. So a row's fate is its own, and a row that is
+alone in its bucket, or must cross its gap in several calls, runs as if there were no batch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import ArrayLike, NDArray
+
+from odestream.runtime.arena import Arena, Layout
+from odestream.runtime.backends import Binding
+from odestream.runtime.contract.rule import Verdict
+from odestream.runtime.errors import InputError, OdestreamError, SessionBusy
+from odestream.runtime.intake import matching, rows
+from odestream.runtime.session import Output, Stream
+from odestream.runtime.solving import Crossing
+
+if TYPE_CHECKING:
+    from odestream.runtime.model import Model
+
+LARGEST = 64
+"""Rows of one engine call, unless told otherwise."""
+
+
+class Batcher:
+    """Steps streams of one model together; any of them, and any number, at each call.
+
+    largest: most rows of one engine call; a group of more rows takes several. Buffers are kept for a dozen sizes.
+    A Batcher is not for two threads at once: the second gets SessionBusy, as with a stream.
+    """
+
+    def __init__(self, model: Model, largest: int = LARGEST) -> None:
+        if largest < 1:
+            raise InputError(f"largest is {largest}, expected at least 1 row; leave it out for {LARGEST}")
+        self._model = model
+        self._largest = largest
+        self._lock = threading.Lock()
+        self._tables: dict[int, _Table] = {}
+
+    def step(
+        self, streams: Sequence[Stream], x: ArrayLike, t: ArrayLike | None = None, mask: ArrayLike | None = None
+    ) -> list[Output | OdestreamError]:
+        """Take one observation for each stream: `x [B, X]`, `t [B]`, `mask [B, X]`, rows as in `Stream.step`.
+
+        Each answer is that of the stream's own step, within the backend's tolerance (`contract.tolerances`: the order
+        of a sum may depend on the number of rows; an err that close to the safety factor may also decide otherwise).
+        A row that fails has its error as its answer, and its stream is as it was; the others advance. Raises
+        InputError, before any row, for a stream given twice or of another model and for lengths that differ.
+        """
+        given = rows("x", x)
+        times = [None] * len(given) if t is None else matching("t", t, len(given))
+        masks = [None] * len(given) if mask is None else matching("mask", mask, len(given))
+        self._refuse(streams, len(given))
+        if not self._lock.acquire(blocking=False):
+            raise SessionBusy("the batcher is in use by another thread; give each thread a batcher of its own")
+        try:
+            return self._step([_Row(*row) for row in zip(streams, given, times, masks, strict=True)])
+        finally:
+            self._lock.release()
+
+    def _refuse(self, streams: Sequence[Stream], count: int) -> None:
+        if len(streams) != count:
+            raise InputError(f"x: received {count} rows for {len(streams)} streams; give one for each")
+        if len({id(stream) for stream in streams}) != count:
+            raise InputError("streams: one is given twice; step it once now and again in the next call")
+        if any(stream.model is not self._model for stream in streams):
+            raise InputError(f"streams: one is not of this model ({self._model.manifest.name}); batch it with its own")
+
+    def _step(self, batch: list[_Row]) -> list[Output | OdestreamError]:
+        entered: list[_Row] = []
+        try:
+            entered.extend(row for row in batch if row.attempt(row.stream._enter))
+            waiting = [row for row in entered if row.attempt(row.begin) and row.answer is None]
+            while waiting:
+                for group in self._groups(waiting):
+                    self._run(group)
+                    for row in group:
+                        row.attempt(row.judge)
+                waiting = [row for row in waiting if row.answer is None]
+        finally:
+            for row in entered:
+                row.stream._lock.release()
+        return [row.answer for row in batch if row.answer is not None]
+
+    def _groups(self, waiting: Iterable[_Row]) -> list[list[_Row]]:
+        """Rows of one bucket each, at most `largest` of them."""
+        by_label: dict[str, list[_Row]] = {}
+        for row in waiting:
+            by_label.setdefault(row.label, []).append(row)
+        return [
+            group[start : start + self._largest]
+            for group in by_label.values()
+            for start in range(0, len(group), self._largest)
+        ]
+
+    def _run(self, group: list[_Row]) -> None:
+        """Run each row's graph, its result left in its stream's own buffers."""
+        if len(group) > 1:
+            table = self._table(len(group))
+            for index, row in enumerate(group):
+                table.load(index, row.binding)
+            try:
+                table.binding.run(group[0].label)
+            except OdestreamError:
+                pass  # one row may have caused it: each runs alone
+            else:
+                for index, row in enumerate(group):
+                    table.unload(index, row.binding)
+                return
+        for row in group:
+            row.attempt(row.run)
+
+    def _table(self, count: int) -> _Table:
+        size = min(_size(count), self._largest)
+        if size not in self._tables:
+            self._tables[size] = _Table(self._model, size)
+        return self._tables[size]
+
+
+class _Row:
+    """One stream's observation on its way. answer: None until it has one."""
+
+    def __init__(self, stream: Stream, x: ArrayLike, t: object, mask: ArrayLike | None) -> None:
+        self.stream = stream
+        self.answer: Output | OdestreamError | None = None
+        self._observation = (x, t, mask)
+        self._crossing = Crossing(None)
+        self._steps = 0
+        self._reruns = 0
+
+    @property
+    def binding(self) -> Binding:
+        """The stream's own buffers."""
+        return self.stream._binding
+
+    @property
+    def label(self) -> str:
+        """The graph to run next."""
+        return self.stream._solver.labels[self._steps]
+
+    def attempt(self, action: Callable[[], None]) -> bool:
+        """Do it; where it fails, that is the row's answer."""
+        if self.answer is None:
+            try:
+                action()
+            except OdestreamError as error:
+                self.answer = error
+        return not isinstance(self.answer, OdestreamError)
+
+    def begin(self) -> None:
+        """Check the observation and choose its bucket; cross at once a gap that no single call may cross."""
+        self._crossing = self.stream._arrive(*self._observation)
+        self._steps = self.stream._solver.begin(self._crossing)
+        if self._steps == 0:
+            self._cross()
+
+    def run(self) -> None:
+        """Run the row by itself."""
+        self.binding.run(self.label)
+
+    def judge(self) -> None:
+        """Accept what was run, have it run again, or split its gap."""
+        crossing = self._crossing
+        gap = crossing.now - crossing.last
+        verdict, wanted = self.stream._solver.weigh(crossing, gap, self._steps, self._reruns)
+        if verdict is Verdict.RERUN:
+            self._steps, self._reruns = wanted, self._reruns + 1
+        elif verdict is Verdict.SPLIT:
+            self._cross()
+        else:
+            self.answer = self.stream._accept(crossing)
+
+    def _cross(self) -> None:
+        x, _, mask = self._observation
+        self.stream._cross_to_observation(self._crossing, x, mask)
+        self.answer = self.stream._accept(self._crossing)
+
+
+class _Table:
+    """A binding of `size` rows, and where each row's values lie in it. Rows that are not loaded hold what they held."""
+
+    def __init__(self, model: Model, size: int) -> None:
+        spec = model.manifest.spec
+        self.binding = model.bind(size)
+        self._inputs: list[tuple[str, NDArray[Any]]] = list(self.binding.inputs.items())
+        state, outputs = Layout(spec.state, size), Layout(spec.outputs, size)
+        self._own_state, self._own_outputs = _spans(Layout(spec.state, 1)), _spans(Layout(spec.outputs, 1))
+        self._state = _tables(state, self.binding.arena)
+        self._next_state = _tables(state, self.binding.next_arena)
+        self._outputs = _tables(outputs, self.binding.flat_outputs)
+
+    def load(self, index: int, own: Binding) -> None:
+        """Copy a stream's inputs and state into row `index`."""
+        for name, values in self._inputs:
+            values[index] = own.inputs[name][0]
+        arena = own.arena
+        for place, table in zip(self._own_state, self._state, strict=True):
+            table[index] = arena[place]
+
+    def unload(self, index: int, own: Binding) -> None:
+        """Hand row `index` of the new state and the outputs to a stream, as if its own binding had run."""
+        arena, outputs = own.next_arena, own.flat_outputs
+        for place, table in zip(self._own_state, self._next_state, strict=True):
+            arena[place] = table[index]
+        for place, table in zip(self._own_outputs, self._outputs, strict=True):
+            outputs[place] = table[index]
+
+
+def _spans(single: Layout) -> list[slice]:
+    """Where each tensor lies in an arena of one row."""
+    starts = [*single.offsets.values(), single.size]
+    return [slice(start, end) for start, end in pairwise(starts)]
+
+
+def _tables(layout: Layout, arena: Arena) -> list[Arena]:
+    """A view `[B, size]` of each tensor."""
+    return [view.reshape(layout.batch, -1) for view in layout.views(arena).values()]
+
+
+def _size(count: int) -> int:
+    """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24, … that holds `count` rows; less than half as many are to spare."""
+    power = 1 << (count - 1).bit_length()
+    return power if count > power * 3 // 4 or power < 4 else power * 3 // 4

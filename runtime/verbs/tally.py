@@ -1,0 +1,69 @@
+"""What streams did during a run, for people and for machines: rows, re-runs, splits, flags, calls of each bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from odestream.runtime.contract.checks import NO_SOLVER
+from odestream.runtime.session import Counters, Stream
+
+
+class Tally:
+    """Counts from now on: a restored stream brings those of earlier runs, and a stream may be replaced by a new one."""
+
+    def __init__(self, streams: Mapping[str, Stream]) -> None:
+        self._earlier = {name: stream.counters for name, stream in streams.items()}
+        self._ended: dict[str, Counters] = {}
+
+    def end(self, name: str, stream: Stream) -> None:
+        """Keep the counts of a stream whose name another one takes over."""
+        self._ended[name] = self._since(name, stream)
+        self._earlier.pop(name, None)
+
+    def of(self, streams: Mapping[str, Stream]) -> dict[str, Counters]:
+        """Name → what it did, of every stream that did anything."""
+        counts = {name: self._since(name, stream) for name, stream in streams.items()}
+        return {name: counters for name, counters in counts.items() if counters.steps}
+
+    def _since(self, name: str, stream: Stream) -> Counters:
+        counters = total([self._ended[name], stream.counters] if name in self._ended else [stream.counters])
+        return total([counters], less=self._earlier.get(name))
+
+
+def total(counts: Iterable[Counters], less: Counters | None = None) -> Counters:
+    """The sum of counters; `less` is taken off."""
+    signed = [(1, counters) for counters in counts] + ([] if less is None else [(-1, less)])
+    result = Counters()
+    for sign, counters in signed:
+        result.steps += sign * counters.steps
+        result.flagged += sign * counters.flagged
+        result.split += sign * counters.split
+        result.rerun += sign * counters.rerun
+        for into, histogram in ((result.buckets, counters.buckets), (result.rejected, counters.rejected)):
+            for label, count in histogram.items():
+                into[label] = into.get(label, 0) + sign * count
+    return result
+
+
+def as_json(counters: Counters) -> dict[str, Any]:
+    """A count of each kind, under the names that Counters gives them."""
+    found: dict[str, Any] = msgspec.to_builtins(counters)
+    return found
+
+
+def sentence(counters: Counters) -> str:
+    """The counts in one line, such as `40 rows, 3 run again (7.5 %), 1 split, 0 flagged; calls by solver steps: …`."""
+    rows = counters.steps
+    again = f"{counters.rerun:,} run again" + (f" ({100 * counters.rerun / rows:.3g} %)" if counters.rerun else "")
+    told = f"{rows:,} row{'s' * (rows != 1)}, {again}, {counters.split:,} split, {counters.flagged:,} flagged"
+    calls = histogram(counters.buckets, counters.rejected)
+    return f"{told}; calls by solver steps: {calls}" if calls else told
+
+
+def histogram(accepted: Mapping[str, int], rejected: Mapping[str, int]) -> str:
+    """All calls of each bucket that was called, such as `1: 1,204, 4: 31`; empty where there is no solver."""
+    calls = {label: count + rejected.get(label, 0) for label, count in accepted.items() if label != NO_SOLVER}
+    return ", ".join(f"{label}: {count:,}" for label, count in calls.items() if count)
