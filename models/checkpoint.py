@@ -35,7 +35,8 @@ class Settings(Record, frozen=True):
 
     time_unit: of a numeric time column. period: in the time column's units (days for dates), None without a season.
     horizons: in median gaps. minutes or epochs: the budget, the other is None. solver: a tableau's name, or
-    `odeint:METHOD` or `odeint_adjoint:METHOD`, which integrated the flow in training.
+    `odeint:METHOD` or `odeint_adjoint:METHOD`, which integrated the flow in training. consistency, kinetic, jacobian:
+    weights of what was asked of the flow, see `training.regularity`.
     """
 
     preset: str = "nano"
@@ -47,6 +48,9 @@ class Settings(Record, frozen=True):
     period: float | None = None
     horizons: tuple[int, ...] = (1, 4, 13, 26)
     test_fraction: float = 0.2
+    consistency: float = 0.003
+    kinetic: float = 0.0
+    jacobian: float = 0.0
 
 
 class DataInfo(Record, frozen=True):

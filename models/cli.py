@@ -16,6 +16,7 @@ from odestream.models.checkpoint import RunInfo, Settings
 from odestream.models.config import Task
 from odestream.models.data import number_columns
 from odestream.models.distributed import World, joined
+from odestream.models.remarks import remarks
 from odestream.models.train import Job, train_run
 from odestream.models.training.loop import Report
 from odestream.runtime.contract.manifest import TaskSpec
@@ -49,6 +50,15 @@ def train(
     period: Annotated[float | None, typer.Option(help="Season, in the time column's units; days for dates.")] = None,
     horizons: Annotated[str, typer.Option(metavar="N,N", help="Forecast horizons, in median gaps.")] = "1,4,13,26",
     test_fraction: Annotated[float, typer.Option(help="Share that is never trained on.")] = DEFAULTS.test_fraction,
+    consistency: Annotated[
+        float, typer.Option(metavar="W", help="Weight of N against 2N solver steps; 0: off.")
+    ] = DEFAULTS.consistency,
+    kinetic: Annotated[
+        float, typer.Option(metavar="W", help="Weight of the field's mean square, which keeps flows slow.")
+    ] = DEFAULTS.kinetic,
+    jacobian: Annotated[
+        float, typer.Option(metavar="W", help="Weight of its Jacobian's mean square, which keeps flows smooth.")
+    ] = DEFAULTS.jacobian,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
 ) -> None:
@@ -60,7 +70,18 @@ def train(
     if resume and force:
         raise InputError("--resume and --force exclude each other; give one of them")
     settings = Settings(
-        preset, solver, seed, minutes, epochs, time_unit, period, _whole_numbers(horizons), test_fraction
+        preset=preset,
+        solver=solver,
+        seed=seed,
+        minutes=minutes,
+        epochs=epochs,
+        time_unit=time_unit,
+        period=period,
+        horizons=_whole_numbers(horizons),
+        test_fraction=test_fraction,
+        consistency=consistency,
+        kinetic=kinetic,
+        jacobian=jacobian,
     )
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # the matrices are small: a second thread waits for the first more than it helps
@@ -119,16 +140,22 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
 
 @contextmanager
 def _progress(world: World, resumed: bool) -> Generator[Callable[[Report], None], None, None]:
-    """A bar with loss and estimate, on the leader's standard error."""
+    """A bar with loss and estimate, on the leader's standard error; a line at every tenth where that is no terminal."""
     if not world.leads:
         yield lambda report: None
         return
     with progress_bar() as bar:
-        line = bar.add_task("resuming" if resumed else "training", total=1.0)
+        line, tenths = bar.add_task("resuming" if resumed else "training", total=1.0), 0
 
         def watch(report: Report) -> None:
+            nonlocal tenths
             best = f", best validation {report.best:.4f}" if math.isfinite(report.best) else ""
-            bar.update(line, completed=report.progress, description=f"step {report.step}, loss {report.loss:.4f}{best}")
+            said = f"step {report.step}, loss {report.loss:.4f}{best}"
+            bar.update(line, completed=report.progress, description=said)
+            done = int(10 * report.progress + 1e-9)
+            if bar.disable and done > tenths:
+                tenths = done
+                typer.echo(f"{report.progress:.0%}: {said}", err=True)
 
         yield watch
 
@@ -147,6 +174,8 @@ def _show(info: RunInfo, out: Path) -> None:
         show_table("Test part", ["", "value"], [(k.replace("_", " "), _text(v)) for k, v in flat.items()], ["value"])
     seconds = info.metrics["seconds"]
     typer.echo(f"{out}: {info.metrics['parameters']} parameters, {info.metrics['steps']} steps in {seconds:.0f} s")
+    for remark in remarks(info):
+        typer.echo(remark)
 
 
 def _forecast_row(horizon: str, figures: dict[str, Any], rivals: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ Task = Literal["forecast", "classify", "tokens"]
 Store = Literal["working", "longterm", "episodic"]
 STORES: tuple[Store, ...] = ("working", "longterm", "episodic")
 VOCABULARY = 256  # tokens are UTF-8 bytes
+BUCKETS = (1, 2, 4, 8, 16)  # solver steps that a model is trained for and judged with
 
 
 @dataclass(frozen=True)

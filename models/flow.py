@@ -102,6 +102,8 @@ def integrate(
     Every row flows over its own dt, since s runs from 0 to 1 and dt is a factor of the field; the adaptive step
     size is shared by the batch. Shapes as in `ode_flow`; returns h' [B, D].
     """
+    if h.numel() == 0:
+        return h  # an adaptive step size needs something to be adapted to
     from torchdiffeq import odeint, odeint_adjoint  # brings scipy along, half a second that no other way needs
 
     s = torch.linspace(0.0, 1.0, 2, dtype=h.dtype, device=h.device)

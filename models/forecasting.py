@@ -42,10 +42,12 @@ def walk(
     calls: Sequence[Calls],
     steps: int | None = None,
     norms: Sequence[Tensor] | None = None,
+    integrator: Integrator | None = None,
 ) -> list[Walk]:
     """Walk each stream through its calls with `steps` solver steps, by default the deployed number.
 
-    norms: the running statistics [X, J+3] that each stream starts from; a new stream's unless given.
+    norms: the running statistics [X, J+3] that each stream starts from; a new stream's unless given. integrator:
+    replaces the unrolled solver.
     """
     walks: list[Walk] = []
     for start in range(0, len(calls), STREAMS_AT_ONCE):
@@ -53,7 +55,7 @@ def walk(
         state = cell.initial_state(len(some))
         if norms is not None:
             state["norm"] = torch.stack(list(norms[start : start + STREAMS_AT_ONCE]))
-        kept = unroll(cell, stack(some), state, steps=steps, keep=KEPT).kept
+        kept = unroll(cell, stack(some), state, steps=steps, integrator=integrator, keep=KEPT).kept
         for i, own in enumerate(some):
             walks.append(Walk(series[start + i], own, {k: v[: len(own), i] for k, v in kept.items()}))
     return walks
@@ -61,11 +63,18 @@ def walk(
 
 @torch.no_grad()
 def forecast(
-    cell: Cell, time: TimeSpec, walked: Walk, origins: Rows, ticks: Rows, steps: int | None = None
+    cell: Cell,
+    time: TimeSpec,
+    walked: Walk,
+    origins: Rows,
+    ticks: Rows,
+    steps: int | None = None,
+    integrator: Integrator | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation [Q, X] of x at `ticks` [Q], forecast after the calls `origins` [Q]."""
     kept = {name: values[torch.from_numpy(origins)] for name, values in walked.kept.items()}
-    expected = flow_on(cell, time, kept, walked.calls.ticks[origins], ticks, cell.field.stiffness(), steps)
+    start = walked.calls.ticks[origins]
+    expected = flow_on(cell, time, kept, start, ticks, cell.field.stiffness(), steps, integrator)
     if expected.log_variance is None:
         raise RuntimeError("a forecast without a variance; this is a defect of odestream")
     return expected.mean.double().numpy(), torch.exp(0.5 * expected.log_variance.double()).numpy()
@@ -86,13 +95,19 @@ def flow_on(
     A gap beyond the stability bound is split as a runtime splits it; where the farthest of these needs n calls, all
     take n times the solver steps. stiffness: of the field, as `Field.stiffness` bounds it.
     """
+    inputs, each = gap_inputs(time, start, end), steps or cell.config.steps
+    longest = float((end - start).max(initial=0)) / time.ticks_per_model_unit
+    calls = calls_needed(longest, each, stiffness, cell.config.method)
+    return cell.expect(inputs, kept, cell.weights(), each * calls, integrator)
+
+
+def gap_inputs(time: TimeSpec, start: Rows, end: Rows) -> dict[str, Tensor]:
+    """dt [Q, 1], and phase [Q, 2K] where there are frequencies, of flows from ticks `start` to ticks `end`."""
     gaps = (end - start) / time.ticks_per_model_unit
     inputs = {"dt": torch.from_numpy(gaps.astype(np.float32)[:, None])}
     if time.frequencies:
         inputs["phase"] = torch.from_numpy(phases(start, time))
-    each = steps or cell.config.steps
-    calls = calls_needed(float(gaps.max(initial=0.0)), each, stiffness, cell.config.method)
-    return cell.expect(inputs, kept, cell.weights(), each * calls, integrator)
+    return inputs
 
 
 def pairs_at(walked: Walk, horizon: float, tolerance: float, first: int, last: int) -> tuple[Rows, Rows]:

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from odestream.models.cell import Cell
 from odestream.models.config import VOCABULARY
 from odestream.models.data import Dataset, Rows
+from odestream.models.flow import Integrator
 from odestream.models.sequences import MAX_CALLS, MAX_PIECES, Calls, calls_of, calls_of_bytes, longest_call, stack
+from odestream.models.solver_gate import solver_gate
 from odestream.models.unroll import unroll
 
 Floats = NDArray[np.float64]
@@ -22,6 +24,7 @@ Report = dict[str, Any]
 AT_ONCE = 64  # sequences walked side by side
 CALLS_AT_ONCE = 512
 WARM_CALLS = 512  # before the first call that is judged, where a stream is split in time
+GATE_CALLS = 256  # of a sequence that the solver gate looks at; it compares solvers on the same calls
 TEXT_LANES, TEXT_CALLS = 16, 4096  # a text is judged in so many pieces, each from an empty state
 
 
@@ -41,9 +44,11 @@ class Scored(NamedTuple):
 
 
 @torch.no_grad()
-def score(cell: Cell, judged: Sequence[Judging], steps: int | None = None) -> Scored:
-    """Walk every sequence from a new state, with `steps` solver steps (the deployed number unless given)."""
-    parts = [_score_some(cell, judged[i : i + AT_ONCE], steps) for i in range(0, len(judged), AT_ONCE)]
+def score(
+    cell: Cell, judged: Sequence[Judging], steps: int | None = None, integrator: Integrator | None = None
+) -> Scored:
+    """Walk every sequence from a new state; steps, integrator: of the flow, as in `Cell.expect`."""
+    parts = [_score_some(cell, judged[i : i + AT_ONCE], steps, integrator) for i in range(0, len(judged), AT_ONCE)]
     return Scored(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
@@ -67,6 +72,7 @@ def classify_report(cell: Cell, data: Dataset) -> Report:
     return {
         "test": _class_figures(cell, tests, counts),
         "validation": _class_figures(cell, validation_sequences(data, cell, steps, MAX_CALLS), counts),
+        "solver_gate": _gate(cell, validation_sequences(data, cell, 1)),
         "deployed_solver_steps": steps,
     }
 
@@ -84,6 +90,7 @@ def tokens_report(cell: Cell, training: bytes, validation: bytes, test: bytes) -
     return {
         "test": _text_figures(cell, text_sequences(test), pairs),
         "validation": _text_figures(cell, text_sequences(validation), pairs),
+        "solver_gate": _gate(cell, text_sequences(validation)),
         "deployed_solver_steps": cell.config.steps,
     }
 
@@ -98,12 +105,24 @@ def _judged(data: Dataset, cell: Cell, steps: int, ranges: Sequence[tuple[int, i
     return found
 
 
-def _score_some(cell: Cell, judged: Sequence[Judging], steps: int | None) -> Scored:
+def _gate(cell: Cell, judged: Sequence[Judging]) -> Report:
+    """The solver gate, on so much of the validation part as takes seconds."""
+    few = [Judging(j.calls.part(0, j.first + GATE_CALLS), j.first) for j in judged[:AT_ONCE]]
+    few = [j for j in few if np.any(j.calls.labels[j.first :] >= 0)]
+
+    def measure(steps: int | None, integrator: Integrator | None) -> float:
+        return log_loss(score(cell, few, steps, integrator)) if few else float("nan")
+
+    longest = max((float(np.max(j.calls.inputs["dt"])) for j in few), default=0.0)
+    return solver_gate(cell, "validation cross-entropy, nats", longest, measure)
+
+
+def _score_some(cell: Cell, judged: Sequence[Judging], steps: int | None, integrator: Integrator | None) -> Scored:
     inputs, state = stack([j.calls for j in judged]), cell.initial_state(len(judged))
     pieces = []
     for start in range(0, len(inputs["dt"]), CALLS_AT_ONCE):
         now = {name: value[start : start + CALLS_AT_ONCE] for name, value in inputs.items()}
-        unrolled = unroll(cell, now, state, steps=steps)
+        unrolled = unroll(cell, now, state, steps=steps, integrator=integrator)
         state = unrolled.state
         pieces.append(F.log_softmax(unrolled.y, dim=-1))
     y = torch.cat(pieces).double().numpy()

@@ -6,9 +6,9 @@ row of the judged part, and their targets are the rows observed one horizon late
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,22 +16,23 @@ from numpy.typing import NDArray
 from odestream.models import rivals
 from odestream.models.cell import Cell
 from odestream.models.data import Dataset, Rows, period_ticks
+from odestream.models.flow import Integrator
 from odestream.models.forecasting import Walk, forecast, pairs_at, walk
 from odestream.models.sequences import MAX_CALLS, calls_of, longest_call
+from odestream.models.solver_gate import solver_gate
 from odestream.models.validation import ValidationSegments
 
 Floats = NDArray[np.float64]
 Range = tuple[int, int]
 Report = dict[str, Any]
-Made = TypeVar("Made")
 
-SOLVER_STEPS = (1, 2, 4, 8, 16)
+SCORE = "validation mean absolute error / scale"
 DROPPED = 0.5
 WARM_ROWS = 20_000  # of a stream before its judged part; a state does not remember more than its averages do
 
 
 def forecast_report(cell: Cell, data: Dataset, horizons: Sequence[int], period: float | None, seed: int) -> Report:
-    """Errors on the test and validation rows, with half of the test rows dropped at random, and by solver steps.
+    """Errors on the test and validation rows, with half of the test rows dropped at random, and the solver gate.
 
     horizons: in median gaps. A horizon at which no target was observed has a count of 0 and no errors.
     """
@@ -46,13 +47,16 @@ def forecast_report(cell: Cell, data: Dataset, horizons: Sequence[int], period: 
     walks = judge.walks([*whole, *thinned])
     test = [(p.test, len(p.series.ticks)) for p in data.parts]
     count = len(data.parts)
+    targets = [data.task.inputs.index(t) for t in data.task.targets]
+
+    def measure(steps: int | None, integrator: Integrator | None) -> float:
+        return segments.score(cell, targets, horizons, steps, integrator)
+
     return {
         "test": judge.report(walks[:count], test),
         "test_thinned": {"dropped": DROPPED, **judge.report(walks[count:], test)},
         "validation": judge.report(walks[:count], [(p.validation, p.test) for p in data.parts]),
-        "validation_mae_by_solver_steps": {
-            str(n): judge.by_target(segments.errors(cell, horizons, n), _entry) for n in SOLVER_STEPS
-        },
+        "solver_gate": solver_gate(cell, SCORE, 0.0, measure),
         "deployed_solver_steps": cell.config.steps,
         "seasonal_smoothing_in_periods": None if season is None else list(season.smoothing),
     }
@@ -88,7 +92,11 @@ class Judge:
         """target -> horizon -> figures, on rows [start, stop) of each stream that was walked."""
         walked = [(walk, rows) for walk, rows in zip(walks, ranges, strict=True) if walk is not None]
         made = {h: _joined([self.judge(*one, h) for one in walked]) for h in self.horizons}
-        return self.by_target(made, _figures)
+        columns = {target: self.data.task.inputs.index(target) for target in self.data.task.targets}
+        return {
+            target: {str(horizon): _figures(one, column) for horizon, one in made.items()}
+            for target, column in columns.items()
+        }
 
     def walks(self, arriving: Sequence[Rows]) -> list[Walk | None]:
         """The streams, in order and as often as `arriving` goes round them, walked through the rows that arrive.
@@ -125,18 +133,6 @@ class Judge:
         if self.season is not None:
             made["seasonal_naive"] = self.season.forecast(known, places, ticks)
         return made
-
-    def by_target(self, made: Mapping[int, Made], figures: Callable[[Made, int], Any]) -> Report:
-        """target -> horizon -> figures(made for the horizon, the target's channel)."""
-        columns = {target: self.data.task.inputs.index(target) for target in self.data.task.targets}
-        return {
-            target: {str(horizon): figures(one, column) for horizon, one in made.items()}
-            for target, column in columns.items()
-        }
-
-
-def _entry(errors: Floats, channel: int) -> float | None:
-    return None if np.isnan(errors[channel]) else float(errors[channel])
 
 
 def _figures(judged: Judged, channel: int) -> Report:

@@ -29,12 +29,14 @@ from odestream.models.curve import draw_curve
 from odestream.models.data import Dataset, Text, centre_and_scale, load_table, load_text
 from odestream.models.distributed import World
 from odestream.models.flow import integrator
+from odestream.models.held_out import HELD_OUT_FILE, HeldOut, hold_out_rows, hold_out_text, save_held_out
 from odestream.models.labelling import classify_report, tokens_report
 from odestream.models.metrics import forecast_report
 from odestream.models.training.forecast import ForecastRecipe
 from odestream.models.training.labels import classify_recipe, tokens_recipe
 from odestream.models.training.loop import Budget, Report, Trainer
 from odestream.models.training.recipe import Recipe
+from odestream.models.training.regularity import Solving
 from odestream.models.training.resume import TRAINING_FILE, resume_training, save_training
 from odestream.runtime.atomic import refuse_existing, write_bytes
 from odestream.runtime.contract.manifest import TaskSpec, TimeSpec
@@ -65,7 +67,7 @@ class Job:
 class Plan:
     """A cell, how it is trained, what is set on validation rows after, and how it is judged in the end.
 
-    info: of the run, without metrics.
+    info: of the run, without metrics. hold_out: validation rows that stay with the run, to calibrate its export on.
     """
 
     cell: Cell
@@ -73,6 +75,7 @@ class Plan:
     info: RunInfo
     calibrate: Callable[[Cell], None]
     judge: Callable[[Cell], dict[str, Any]]
+    hold_out: Callable[[], HeldOut | None]
     loss_name: str
     score_name: str
 
@@ -129,36 +132,38 @@ def budget(settings: Settings, recipe: Recipe) -> Budget:
 def _plan_forecast(data: Dataset, settings: Settings, world: World) -> Plan:
     cell = Cell(_config(data.task, data.time, settings, centre_and_scale(data), AVERAGES))
     lanes = _lanes(FORECAST_LANES, world)
-    recipe = ForecastRecipe(cell, data, settings, lanes, FORECAST_CHUNK, integrator(settings.solver))
+    recipe = ForecastRecipe(cell, data, settings, lanes, FORECAST_CHUNK, Solving.of(settings))
 
     def judge(best: Cell) -> dict[str, Any]:
         return forecast_report(best, data, settings.horizons, settings.period, settings.seed)
 
     error = "mean absolute error / scale"
     info = RunInfo(data.task, data.time, settings, data.info)
-    return Plan(cell, recipe, info, recipe.calibrate, judge, error, error)
+    hold_out = partial(hold_out_rows, cell, data, settings.seed)
+    return Plan(cell, recipe, info, recipe.calibrate, judge, hold_out, error, error)
 
 
 def _plan_classify(data: Dataset, settings: Settings, world: World) -> Plan:
     if len(data.task.labels) < 2:
         raise InputError(f"column {data.task.targets[0]!r} holds one label only; a classifier needs at least two")
     cell = Cell(_config(data.task, data.time, settings, centre_and_scale(data), ()))
-    recipe = classify_recipe(cell, data, _lanes(LABEL_LANES, world), LABEL_CHUNK, integrator(settings.solver))
+    recipe = classify_recipe(cell, data, _lanes(LABEL_LANES, world), LABEL_CHUNK, Solving.of(settings))
     info = RunInfo(data.task, data.time, settings, data.info)
-    judge = partial(classify_report, data=data)
-    return Plan(cell, recipe, info, _leave, judge, *["cross-entropy, nats"] * 2)
+    judge, hold_out = partial(classify_report, data=data), partial(hold_out_rows, cell, data, settings.seed)
+    return Plan(cell, recipe, info, _leave, judge, hold_out, *["cross-entropy, nats"] * 2)
 
 
 def _plan_tokens(text: Text, settings: Settings, world: World) -> Plan:
     cell = Cell(_config(text.task, text.time, settings, ((0.0,), (1.0,)), ()))
-    flow = integrator(settings.solver)
-    recipe = tokens_recipe(cell, text.training, text.validation, _lanes(LABEL_LANES, world), LABEL_CHUNK, flow)
+    lanes, solving = _lanes(LABEL_LANES, world), Solving.of(settings)
+    recipe = tokens_recipe(cell, text.training, text.validation, lanes, LABEL_CHUNK, solving)
 
     def judge(best: Cell) -> dict[str, Any]:
         return tokens_report(best, text.training, text.validation, text.test)
 
     info = RunInfo(text.task, text.time, settings, text.info)
-    return Plan(cell, recipe, info, _leave, judge, *["cross-entropy, nats a byte"] * 2)
+    hold_out = partial(hold_out_text, text, settings.seed)
+    return Plan(cell, recipe, info, _leave, judge, hold_out, *["cross-entropy, nats a byte"] * 2)
 
 
 def _leave(cell: Cell) -> None:
@@ -200,6 +205,10 @@ def check_settings(settings: Settings, task: TaskSpec) -> None:
         raise InputError(f"--minutes {settings.minutes}: give a number above 0")
     if settings.epochs is not None and settings.epochs < 1:
         raise InputError(f"--epochs {settings.epochs}: give a whole number above 0")
+    for name in ("consistency", "kinetic", "jacobian"):
+        weight = getattr(settings, name)
+        if not (math.isfinite(weight) and weight >= 0):
+            raise InputError(f"--{name} {weight}: give a weight, 0 or above")
     if settings.seed < 0:
         raise InputError(f"--seed {settings.seed}: give a whole number, 0 or above")
     if not 0 < settings.test_fraction < 0.9:
@@ -249,7 +258,7 @@ def _folder(out: Path, world: World) -> Iterator[None]:
 def _keep(job: Job, trainer: Trainer, identity: dict[str, Any]) -> None:
     """Store the unfinished training; what an older run left is removed with the first one."""
     if trainer.world.leads:
-        for name in (CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, CURVE_FILE):
+        for name in (CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, CURVE_FILE, HELD_OUT_FILE):
             (job.out / name).unlink(missing_ok=True)
     save_training(job.out, trainer, identity)
 
@@ -269,6 +278,7 @@ def _finish(job: Job, plan: Plan, trainer: Trainer) -> RunInfo:
     }
     info = RunInfo(plan.info.task, plan.info.time, plan.info.settings, plan.info.data, metrics)
     write_bytes(job.out / CURVE_FILE, draw_curve(trainer.curve, plan.loss_name, plan.score_name))
+    save_held_out(job.out, plan.hold_out())
     save_checkpoint(job.out, trainer.best, info)
     (job.out / TRAINING_FILE).unlink(missing_ok=True)
     return info

@@ -7,6 +7,7 @@ running statistics and warmed on the calls before it.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from odestream.models.cell import Cell
 from odestream.models.data import Dataset, Part
+from odestream.models.flow import Integrator
 from odestream.models.forecasting import Walk, forecast, pairs_at, walk
 from odestream.models.sequences import MAX_PIECES, Calls, calls_of, longest_call, running_statistics
 
@@ -44,10 +46,28 @@ class ValidationSegments:
                 calls = calls_of(part.series, come, data.time, longest, most)
                 self.segments += _segments(part, calls, running_statistics(cell, [calls])[0])
 
-    def errors(self, cell: Cell, horizons: Sequence[int], steps: int) -> dict[int, Errors]:
-        """horizon -> mean absolute error of each channel [X], NaN where nothing was observed; `steps` solver steps."""
-        walks = self._walk(cell, steps)
-        return {h: self._error(cell, walks, h, steps) for h in horizons}
+    def score(
+        self,
+        cell: Cell,
+        channels: Sequence[int],
+        horizons: Sequence[int],
+        steps: int | None,
+        integrator: Integrator | None = None,
+    ) -> float:
+        """Mean absolute error in units of the scale, over channels and horizons; NaN where nothing was observed."""
+        errors, scale = self.errors(cell, horizons, steps, integrator), cell.scale.double().numpy()
+        scaled = np.array([e[list(channels)] / scale[list(channels)] for e in errors.values()])
+        return float(np.nanmean(scaled)) if np.isfinite(scaled).any() else math.nan
+
+    def errors(
+        self, cell: Cell, horizons: Sequence[int], steps: int | None, integrator: Integrator | None = None
+    ) -> dict[int, Errors]:
+        """horizon -> mean absolute error of each channel [X], NaN where nothing was observed.
+
+        steps, integrator: of the flow, as in `Cell.expect`.
+        """
+        walks = self._walk(cell, steps, integrator)
+        return {h: self._error(cell, walks, h, steps, integrator) for h in horizons}
 
     def deviation_factors(self, cell: Cell, horizons: Sequence[int], steps: int) -> Errors:
         """By how much each channel's stated deviation [X] is too small: so scaled, it covers 68.3 % of the errors.
@@ -65,25 +85,33 @@ class ValidationSegments:
         pooled = [np.concatenate(distances) if distances else np.empty(0) for distances in found]
         return np.array([_factor(d) for d in pooled])
 
-    def _walk(self, cell: Cell, steps: int) -> list[Walk]:
+    def _walk(self, cell: Cell, steps: int | None, integrator: Integrator | None = None) -> list[Walk]:
         if not self.segments:
             return []
         series, calls, norms = zip(*((s.part.series, s.calls, s.norm) for s in self.segments), strict=True)
-        return walk(cell, series, calls, steps, norms)
+        return walk(cell, series, calls, steps, norms, integrator)
 
     def _forecast(
-        self, cell: Cell, walked: Walk, segment: _Segment, horizon: int, steps: int
+        self,
+        cell: Cell,
+        walked: Walk,
+        segment: _Segment,
+        horizon: int,
+        steps: int | None,
+        integrator: Integrator | None = None,
     ) -> tuple[Errors, Errors, Errors, NDArray[np.bool_]]:
         """Mean, deviation, target and whether it was observed, [Q, X] each."""
         series = segment.part.series
         origins, rows = pairs_at(walked, horizon * self.gap, 0.5 * self.gap, segment.first, segment.part.test)
-        mean, deviation = forecast(cell, self.time, walked, origins, series.ticks[rows], steps)
+        mean, deviation = forecast(cell, self.time, walked, origins, series.ticks[rows], steps, integrator)
         return mean, deviation, series.x[rows].astype(np.float64), series.mask[rows] > 0
 
-    def _error(self, cell: Cell, walks: Sequence[Walk], horizon: int, steps: int) -> Errors:
+    def _error(
+        self, cell: Cell, walks: Sequence[Walk], horizon: int, steps: int | None, integrator: Integrator | None
+    ) -> Errors:
         total, count = np.zeros(cell.config.channels), np.zeros(cell.config.channels)
         for walked, segment in zip(walks, self.segments, strict=True):
-            mean, _, x, observed = self._forecast(cell, walked, segment, horizon, steps)
+            mean, _, x, observed = self._forecast(cell, walked, segment, horizon, steps, integrator)
             total += np.where(observed, np.abs(mean - x), 0.0).sum(axis=0)
             count += observed.sum(axis=0)
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)

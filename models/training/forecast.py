@@ -19,12 +19,12 @@ from torch import Tensor
 from odestream.models.cell import Cell, State
 from odestream.models.checkpoint import Settings
 from odestream.models.data import Dataset, Rows
-from odestream.models.flow import Integrator
-from odestream.models.forecasting import KEPT, flow_on, nearest_rows
+from odestream.models.forecasting import KEPT, flow_on, gap_inputs, nearest_rows
 from odestream.models.losses import absolute_error, normalised, spread_loss
 from odestream.models.sequences import Calls, calls_of, longest_call, running_statistics, stiffest
 from odestream.models.training.lanes import Chunk, LanePlan
-from odestream.models.training.recipe import TRAINING_STEPS, Loss, Recipe
+from odestream.models.training.recipe import FEWEST_STEPS, Batch, Loss, Recipe
+from odestream.models.training.regularity import Flows, Solving
 from odestream.models.unroll import Unrolled
 from odestream.models.validation import ValidationSegments
 
@@ -32,6 +32,7 @@ VIEWS = 16  # thinned copies of a single stream; many streams share them
 MOST_DROPPED = 0.6
 BURN_IN = 4  # calls without loss where a lane was put into the middle of a record
 PAIRS = 6  # random (call, horizon) pairs a lane and chunk
+SAMPLED = 2  # of these, of which regularity is asked
 SPREAD_WEIGHT = 0.2
 OTHER_CHANNELS = 0.25  # weight of inputs that are not targets
 
@@ -50,19 +51,19 @@ class ForecastRecipe(Recipe):
     keep = KEPT
 
     def __init__(
-        self, cell: Cell, data: Dataset, settings: Settings, lanes: int, length: int, integrator: Integrator | None
+        self, cell: Cell, data: Dataset, settings: Settings, lanes: int, length: int, solving: Solving
     ) -> None:
         parts = [p for p in data.parts if p.validation > 1]
         copies = max(2, VIEWS // len(parts))
         random = np.random.default_rng([settings.seed, 1])
-        longest = longest_call(cell.config, TRAINING_STEPS)
+        longest = longest_call(cell.config, FEWEST_STEPS)
         self.parts = [part for part in parts for _ in range(copies)]
         views = [
             calls_of(part.series, _thinned(part.validation, i % copies, copies, random), data.time, longest)
             for i, part in enumerate(self.parts)
         ]
         plan = LanePlan(lanes, min(length, max(len(v) for v in views)), 1 / 40, anywhere=True)
-        super().__init__(cell, views, plan, sum(p.validation for p in parts), integrator)
+        super().__init__(cell, views, plan, sum(p.validation for p in parts), solving)
         self.data, self.horizons, self.stiffest = data, settings.horizons, stiffest(cell.config)
         self.norms = running_statistics(cell, views)
         targets = [data.task.inputs.index(t) for t in data.task.targets]
@@ -77,28 +78,16 @@ class ForecastRecipe(Recipe):
         state["norm"] = torch.stack([self.norms[chunk.sequence[i]][chunk.start[i]] for i in mine])
         return state
 
-    def judge(
-        self,
-        cell: Cell,
-        chunk: Chunk,
-        parts: Sequence[Calls],
-        mine: Rows,
-        inputs: Mapping[str, Tensor],
-        unrolled: Unrolled,
-        random: np.random.Generator,
-    ) -> Loss:
-        """One call ahead from every call, and further ahead from random ones."""
-        weight = normalised(self._call_weights(chunk, parts))[:, mine]
-        near = _both(cell, unrolled.mean, unrolled.log_variance, inputs["x"], weight)
-        ahead = self._draw_ahead(chunk, parts, random)
-        far = self._far(cell, chunk, parts, mine, unrolled, ahead)
-        return Loss(near.total + far.total, near.main + far.main)
+    def judge(self, cell: Cell, batch: Batch, unrolled: Unrolled, random: np.random.Generator) -> tuple[Loss, Flows]:
+        """One call ahead from every call, and further ahead from random ones; these flows are also the sample."""
+        weight = normalised(self._call_weights(batch.chunk, batch.parts))[:, batch.mine]
+        near = _both(cell, unrolled.mean, unrolled.log_variance, batch.inputs["x"], weight)
+        far, flows = self._far(cell, batch, unrolled, self._draw_ahead(batch.chunk, batch.parts, random))
+        return Loss(near.total + far.total, near.main + far.main), flows
 
     def validate(self, cell: Cell) -> float:
         """Mean absolute error in units of the scale, over targets and horizons, whole and with half the rows gone."""
-        errors = self.validation.errors(cell, self.horizons, self.steps)
-        scaled = [e[self.targets] / cell.scale.double().numpy()[self.targets] for e in errors.values()]
-        return float(np.nanmean(scaled)) if np.isfinite(scaled).any() else math.nan
+        return self.validation.score(cell, self.targets, self.horizons, self.steps)
 
     @torch.no_grad()
     def calibrate(self, cell: Cell) -> None:
@@ -130,16 +119,9 @@ class ForecastRecipe(Recipe):
             usable[lane] = (own.series.ticks[row[lane]] > start) & (row[lane] < own.validation)
         return Ahead(call, row, usable)
 
-    def _far(
-        self,
-        cell: Cell,
-        chunk: Chunk,
-        parts: Sequence[Calls],
-        mine: Rows,
-        unrolled: Unrolled,
-        ahead: Ahead,
-    ) -> Loss:
-        lanes = [self.parts[s].series for s in chunk.sequence]
+    def _far(self, cell: Cell, batch: Batch, unrolled: Unrolled, ahead: Ahead) -> tuple[Loss, Flows]:
+        parts, mine = batch.parts, batch.mine
+        lanes = [self.parts[s].series for s in batch.chunk.sequence]
         x = np.stack([series.x[row] for series, row in zip(lanes, ahead.row, strict=True)])
         mask = np.stack([series.mask[row] for series, row in zip(lanes, ahead.row, strict=True)])
         weight = normalised(torch.from_numpy(mask * ahead.usable[..., None] * self.importance))[mine].flatten(0, 1)
@@ -148,8 +130,19 @@ class ForecastRecipe(Recipe):
         end = np.where(ahead.usable[mine].ravel(), end, start)
         call, lane = torch.from_numpy(ahead.call[mine].ravel()), torch.arange(len(mine)).repeat_interleave(PAIRS)
         kept = {name: values[call, lane] for name, values in unrolled.kept.items()}
-        expected = flow_on(cell, self.data.time, kept, start, end, self.stiffest, integrator=self.integrator)
-        return _both(cell, expected.mean, expected.log_variance, torch.from_numpy(x[mine]).flatten(0, 1), weight)
+        flow = self.solving.integrator
+        expected = flow_on(cell, self.data.time, kept, start, end, self.stiffest, batch.steps, flow)
+        loss = _both(cell, expected.mean, expected.log_variance, torch.from_numpy(x[mine]).flatten(0, 1), weight)
+        return loss, self._sample(batch, kept, start, end)
+
+    def _sample(self, batch: Batch, kept: Mapping[str, Tensor], start: Rows, end: Rows) -> Flows:
+        """The first `SAMPLED` of each lane's flows ahead."""
+        lanes = len(batch.mine)
+        some = (np.arange(lanes)[:, None] * PAIRS + np.arange(SAMPLED)).ravel()
+        places = (batch.mine[:, None] * SAMPLED + np.arange(SAMPLED)).ravel()
+        gaps, picked = gap_inputs(self.data.time, start[some], end[some]), torch.from_numpy(some)
+        h, u = (kept[name][picked].detach() for name in ("h", "u"))
+        return Flows(h, u, gaps.get("phase"), gaps["dt"], places, SAMPLED * len(batch.parts))
 
 
 def _thinned(rows: int, copy: int, copies: int, random: np.random.Generator) -> Rows:

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from odestream.models.cell import Cell, State
 from odestream.models.distributed import World
-from odestream.models.flow import Integrator
 from odestream.models.sequences import Calls, longest_call, stack, steps_across
+from odestream.models.training.coarsening import draw_bucket, stable_buckets
 from odestream.models.training.lanes import Chunk, LanePlan, Lanes, Rows
+from odestream.models.training.regularity import Flows, Solving
 from odestream.models.unroll import Unrolled, unroll
 from odestream.runtime.errors import InputError
 
-TRAINING_STEPS = 1  # solver steps of a call whose gap can be cut into pieces as short as `longest_call`
+FEWEST_STEPS = 1  # solver steps that must suffice where gaps can be cut into pieces as short as `longest_call`
 
 
 class Loss(NamedTuple):
@@ -29,11 +30,22 @@ class Loss(NamedTuple):
     main: Tensor
 
 
+class Batch(NamedTuple):
+    """A chunk of every lane: its calls (`parts`), the lanes of this process (`mine`), their inputs [T, B, …], and the
+    solver steps of a call."""
+
+    chunk: Chunk
+    parts: Sequence[Calls]
+    mine: Rows
+    inputs: Mapping[str, Tensor]
+    steps: int
+
+
 class Recipe(ABC):
     """Lanes through `sequences`, and the state that they carry.
 
-    learning_rate: the highest, after warm-up. epoch: chunks in one pass over the rows. steps: solver steps of a call;
-    InputError for a call that so many do not cross stably.
+    learning_rate: the highest, after warm-up. epoch: chunks in one pass over the rows. steps: fewest solver steps of a
+    call; InputError for a call that so many do not cross stably. buckets: the numbers of steps that are trained with.
     """
 
     learning_rate = 3e-3
@@ -44,14 +56,14 @@ class Recipe(ABC):
         sequences: Sequence[Calls],
         plan: LanePlan,
         rows: int,
-        integrator: Integrator | None,
-        steps: int = TRAINING_STEPS,
+        solving: Solving,
+        steps: int = FEWEST_STEPS,
     ) -> None:
         _check_gaps(cell, sequences, steps)
-        self.sequences, self.steps = sequences, steps
+        self.sequences, self.steps, self.buckets = sequences, steps, stable_buckets(steps)
         self.lanes = Lanes(plan, [len(s) for s in sequences])
         self.epoch = max(1, math.ceil(rows / (plan.count * plan.length)))
-        self.integrator = integrator
+        self.solving = solving
         self.carried: State | None = None
 
     def loss(self, cell: Cell, world: World, random: np.random.Generator, progress: float) -> Loss:
@@ -59,7 +71,7 @@ class Recipe(ABC):
 
         progress: 0 … 1 of the training.
         """
-        chunk = self.lanes.draw(random)
+        chunk, steps = self.lanes.draw(random), draw_bucket(self.buckets, progress, random)
         parts = [
             self.sequences[s].part(start, start + self.lanes.plan.length)
             for s, start in zip(chunk.sequence, chunk.start, strict=True)
@@ -70,28 +82,20 @@ class Recipe(ABC):
             cell,
             inputs,
             self._state(cell, chunk, mine),
-            steps=self.steps,
-            integrator=self.integrator,
+            steps=steps,
+            integrator=self.solving.integrator,
             explore=self.explore(random, mine, progress),
             keep=self.keep,
         )
         self.carried = {name: value.detach() for name, value in unrolled.state.items()}
-        return self.judge(cell, chunk, parts, mine, inputs, unrolled, random)
+        loss, flows = self.judge(cell, Batch(chunk, parts, mine, inputs, steps), unrolled, random)
+        return Loss(loss.total + self.solving.penalty(cell, flows, steps, random), loss.main)
 
     keep: Sequence[str] = ()
 
     @abstractmethod
-    def judge(
-        self,
-        cell: Cell,
-        chunk: Chunk,
-        parts: Sequence[Calls],
-        mine: Rows,
-        inputs: Mapping[str, Tensor],
-        unrolled: Unrolled,
-        random: np.random.Generator,
-    ) -> Loss:
-        """The loss; `parts` are of all lanes, `inputs` and `unrolled` of the lanes `mine` alone."""
+    def judge(self, cell: Cell, batch: Batch, unrolled: Unrolled, random: np.random.Generator) -> tuple[Loss, Flows]:
+        """The task's loss, and the flows of which regularity is asked; `unrolled` is of this process's lanes alone."""
 
     @abstractmethod
     def validate(self, cell: Cell) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,8 +43,22 @@ def test_a_table_becomes_a_run(table: Path, tmp_path: Path, capsys: pytest.Captu
     assert info.settings.epochs == 1
     printed = capsys.readouterr().out
     assert "seasonal naive" in printed
+    assert "Solver gate " in printed
     assert f"{info.metrics['test']['level']['3']['mae']:.4g}" in printed
     assert json.loads((run / "metrics.json").read_text()) == info.metrics
+
+
+def test_weights_reach_the_run_and_progress_is_plain_lines_where_standard_error_is_no_terminal(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", str(table), "--time", "time", "--out", str(tmp_path / "run"), "--horizons", "1,3"]
+    weights = ("--consistency", "0.5", "--kinetic", "0.25", "--jacobian", "0.125")
+    assert main([*arguments, "--epochs", "10", *weights]) == 0
+    settings = load_checkpoint(tmp_path / "run")[1].settings
+    assert (settings.consistency, settings.kinetic, settings.jacobian) == (0.5, 0.25, 0.125)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"{tenth}0%" for tenth in range(1, 10)]
+    assert all(re.fullmatch(r"\d+%: step \d+, loss \d+\.\d+, best validation \d+\.\d+", line) for line in lines)
 
 
 def test_a_run_is_replaced_only_by_force(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

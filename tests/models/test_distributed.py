@@ -62,8 +62,8 @@ def test_two_processes_equal_one_on_the_union_of_their_batches(tmp_path: Path, m
     multiprocessing.spawn(work, (tmp_path, port, 2), nprocs=2)
     for rank in range(2):
         found = torch.load(tmp_path / f"weights{rank}.pt", weights_only=True)
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        for name, value in expected.items():  # AdamW's first steps are signs: rounding decides where a gradient is none
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=5e-4, msg=lambda m, n=name: f"{n}: {m}")
     assert load_checkpoint(tmp_path / "run")[1].metrics["steps"] > 0
 
 

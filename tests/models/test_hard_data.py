@@ -24,6 +24,7 @@ from odestream.models.training.labels import LabelRecipe
 from odestream.models.training.lanes import LanePlan
 from odestream.models.training.loop import Budget, Trainer
 from odestream.models.training.recipe import Recipe
+from odestream.models.training.regularity import Solving
 from odestream.models.validation import FACTORS, ValidationSegments
 from odestream.runtime.contract.manifest import TaskSpec, TimeSpec
 from odestream.runtime.errors import InputError
@@ -183,6 +184,7 @@ def test_a_text_is_trained_with_as_many_solver_steps_as_its_clock_needs(tmp_path
     plan = prepare(job_for(tmp_path, source, TaskSpec("tokens")), ALONE)
     recipe = plan.recipe
     assert isinstance(recipe, LabelRecipe)
+    assert recipe.buckets == (4, 8, 16)
     assert longest_call(plan.cell.config, recipe.steps) >= 1.0 > longest_call(plan.cell.config, recipe.steps - 1)
     with torch.no_grad():
         for head in (plan.cell.heads.answer, plan.cell.heads.expect):
@@ -198,8 +200,8 @@ def test_a_call_that_the_solver_does_not_cross_stably_is_refused() -> None:
     sequences: list[Calls] = [calls_of_bytes(b"a text that is long enough")]
     needed = steps_across(cell.config, 1.0)
     with pytest.raises(InputError, match=f"train with {needed} steps"):
-        LabelRecipe(cell, sequences, plan, [], None, needed - 1)
-    assert isinstance(LabelRecipe(cell, sequences, plan, [], None, needed), Recipe)
+        LabelRecipe(cell, sequences, plan, [], Solving(), needed - 1)
+    assert isinstance(LabelRecipe(cell, sequences, plan, [], Solving(), needed), Recipe)
 
 
 def test_a_very_long_gap_is_walked_in_full_where_a_model_is_judged(tmp_path: Path) -> None:

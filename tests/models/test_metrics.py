@@ -20,6 +20,7 @@ from odestream.models.losses import absolute_error, cross_entropy, normalised, s
 from odestream.models.metrics import Judge, forecast_report
 from odestream.models.sequences import calls_of, calls_of_bytes, longest_call, stack
 from odestream.models.training.forecast import ForecastRecipe
+from odestream.models.training.regularity import Solving
 from odestream.models.validation import ValidationSegments
 from odestream.runtime.contract.manifest import TaskSpec
 from tests.helpers.problems import TINY, tiny_config
@@ -197,7 +198,7 @@ def test_a_classifier_is_judged_beside_the_commonest_class(tmp_path: Path) -> No
 def test_calibrated_deviations_cover_two_thirds_of_the_validation_errors(data: Dataset) -> None:
     cell = cell_for(data)
     segments = ValidationSegments(cell, data, seed=0)
-    recipe = ForecastRecipe(cell, data, Settings(horizons=(1, 5)), 4, 8, None)
+    recipe = ForecastRecipe(cell, data, Settings(horizons=(1, 5)), 4, 8, Solving())
     means = segments.errors(cell, (1, 5), 1)
     assert abs(float(segments.deviation_factors(cell, (1, 5), 1)[0]) - 1) > 0.05
     recipe.calibrate(cell)

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -14,14 +16,17 @@ from safetensors import safe_open
 
 from odestream.models import config as config_module
 from odestream.models.checkpoint import RunInfo, Settings, load_checkpoint
+from odestream.models.config import BUCKETS
 from odestream.models.curve import draw_curve
 from odestream.models.distributed import World
 from odestream.models.flow import integrator
 from odestream.models.train import Job, Plan, budget, prepare, train_run
+from odestream.models.training import recipe as recipe_module
 from odestream.models.training.labels import start_at_frequencies
 from odestream.models.training.lanes import LanePlan, Lanes
 from odestream.models.training.loop import Budget, Curve, Trainer, rate
 from odestream.models.training.resume import TRAINING_FILE, resume_training, save_training
+from odestream.models.unroll import Unrolled, unroll
 from odestream.runtime.contract.manifest import TaskSpec
 from odestream.runtime.errors import CheckpointError, InputError, PathError
 from tests.helpers.problems import TINY, tiny_config
@@ -106,7 +111,7 @@ def test_a_stopped_run_can_be_resumed_and_then_holds_no_training_state(tmp_path:
     info = train_run(dataclasses.replace(job, resume=True), ALONE, lambda report: steps.append(report.step))
     assert steps == [*range(1, len(steps) + 1)]
     assert isinstance(info, RunInfo)
-    names = {"config.json", "curve.png", "metrics.json", "model.safetensors"}
+    names = {"config.json", "curve.png", "held_out.safetensors", "metrics.json", "model.safetensors"}
     assert {path.name for path in job.out.iterdir()} == names
     cell, read = load_checkpoint(job.out)
     assert read == info
@@ -203,6 +208,9 @@ def test_force_takes_empty_folders_and_unfinished_runs_and_no_files(tmp_path: Pa
         ({"test_fraction": 1.0}, "--test-fraction"),
         ({"horizons": ()}, "--horizons"),
         ({"period": -1.0}, "--period"),
+        ({"consistency": -0.1}, "--consistency"),
+        ({"kinetic": math.nan}, "--kinetic"),
+        ({"jacobian": math.inf}, "--jacobian"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused_before_anything_is_written(
@@ -230,6 +238,44 @@ def test_torchdiffeq_integrates_the_same_flow_and_gives_the_same_gradients(tmp_p
         found.append((loss.total.detach(), gradient))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=2e-2, atol=1e-2 * float(found[0][1].abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["forecast", "classify"])
+def test_chunks_are_solved_with_deployed_buckets_and_at_last_with_the_coarsest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    plan, drawn = prepare(job_for(tmp_path, kind), ALONE), []
+
+    def record(*arguments: Any, steps: int, **options: Any) -> Unrolled:
+        drawn.append(steps)
+        return unroll(*arguments, steps=steps, **options)
+
+    monkeypatch.setattr(recipe_module, "unroll", record)
+    for progress in (0.0, 1.0):
+        random = np.random.default_rng(0)
+        for _ in range(8):
+            assert torch.isfinite(plan.recipe.loss(plan.cell, ALONE, random, progress).total)
+    assert len(set(drawn[:8])) > 1
+    assert set(drawn[:8]) <= set(BUCKETS)
+    assert drawn[8:] == [1] * 8
+
+
+@pytest.mark.parametrize("kind", ["forecast", "classify"])
+def test_regularity_is_asked_of_flows_that_take_time(tmp_path: Path, kind: str) -> None:
+    weights = {"consistency": 0.0, "kinetic": 0.0, "jacobian": 0.0}
+    settings = job_for(tmp_path, kind).settings
+    totals = []
+    for asked in (None, *weights):
+        given = msgspec.structs.replace(settings, **{**weights, **({asked: 1.0} if asked else {})})
+        plan = prepare(job_for(tmp_path, kind, settings=given), ALONE)
+        with torch.no_grad():
+            plan.cell.field.output.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+        loss = plan.recipe.loss(plan.cell, ALONE, np.random.default_rng(0), 1.0)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        totals.append(float(loss.total.detach()))
+        assert plan.cell.field.output.grad is not None
+        assert bool(torch.isfinite(plan.cell.field.output.grad).all())
+    assert all(total > totals[0] + 1e-6 for total in totals[1:])
 
 
 def test_a_tableau_needs_no_other_integrator() -> None:
