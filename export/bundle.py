@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata as installed
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,20 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from odestream.export.calibrate import calibrate, refuse_uncalibrated
 from odestream.export.card import model_card
+from odestream.export.deployment import Deployment, deploy
 from odestream.export.foreign import trace_module
 from odestream.export.graph import build_graphs, graph_file, set_metadata
 from odestream.export.protocol import check_module
+from odestream.export.solver_card import FIGURE_NAME
 from odestream.export.traced import trace_cell
 from odestream.export.verify import Parity, verify
 from odestream.export.weights import encode_weights
+from odestream.models.calibration_figure import Cloud, draw_calibration
 from odestream.models.cell import Cell
 from odestream.models.checkpoint import encode_tensors, load_checkpoint
+from odestream.models.held_out import HeldOut, describe_misfit, load_held_out
 from odestream.models.hybrid import gate_names
 from odestream.runtime.atomic import new_directory, refuse_existing
 from odestream.runtime.backends import open_engine
@@ -54,9 +60,7 @@ from odestream.runtime.contract.vectors import encode_vectors
 from odestream.runtime.errors import ExportError, InputError, PathError
 from odestream.runtime.replay import failures
 
-DEFAULT_BUCKETS = (1, 2, 4, 8, 16)
 VERIFY_STEPS = 1000
-MOST_SLOTS = 1 << 16  # beyond any device that a step should fit
 BACKEND = "onnxruntime"
 # How a flow is solved does not change what a state means, so snapshots outlive another choice.
 SOLVER_FIELDS = ("method", "steps", "rtol", "atol")
@@ -68,21 +72,6 @@ def _silent(stage: str, done: int, total: int) -> None:
     del stage, done, total
 
 
-@dataclass(frozen=True)
-class Deployment:
-    """What may differ between a cell as trained and as deployed; None keeps what it was trained with.
-
-    method: a tableau's name. buckets: solver steps of the graphs. rtol, atol: the solver's tolerances, units of
-    `err`. slots: of the episodic memory.
-    """
-
-    method: str | None = None
-    buckets: tuple[int, ...] = DEFAULT_BUCKETS
-    rtol: float | None = None
-    atol: float | None = None
-    slots: int | None = None
-
-
 def export_bundle(
     module_or_run: nn.Module | str | Path,
     out: str | Path,
@@ -91,11 +80,13 @@ def export_bundle(
     task: TaskSpec | None = None,
     time: TimeSpec | None = None,
     method: str | None = None,
-    buckets: Sequence[int] = DEFAULT_BUCKETS,
+    buckets: Sequence[int] | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     slots: int | None = None,
     metrics: Mapping[str, Any] | None = None,
+    held_out: HeldOut | None = None,
+    allow_uncalibrated: bool = False,
     force: bool = False,
     verify_steps: int = VERIFY_STEPS,
     progress: Progress = _silent,
@@ -103,22 +94,24 @@ def export_bundle(
     """Export a run's folder or a step module to the directory `out`, verified against the torch step.
 
     name: of the model, the directory's unless given. task, time: what columns and times mean; a run brings its own.
-    method, buckets, rtol, atol, slots: see `Deployment`; for cells alone. metrics: for the model card.
-    verify_steps: length of the verified chains. progress: called with stage, done, total.
+    method, buckets, rtol, atol, slots: see `Deployment`; for cells alone. metrics: for the model card. held_out:
+    streams that the cell's safety factor is calibrated on; a run brings its own, and without any they are made up.
+    allow_uncalibrated: export even where no factor keeps its promise, or the method estimates no error; the manifest
+    and the card then say so. verify_steps: length of the verified chains. progress: called with stage, done, total.
 
     The bundle appears whole or not at all. Raises PathError where `out` exists and `force` is not given,
     CheckpointError for a run that cannot be read or weights that are not finite, InputError for options that do not
-    fit, ExportError where the module does not follow the protocol or the graphs differ from it.
+    fit, ExportError where the module does not follow the protocol, the graphs differ from it, or no factor is found.
     """
     final = Path(out).absolute()
     _refuse_target(final, force)
-    source = _source(module_or_run, task, time, metrics)
+    source = _source(module_or_run, task, time, metrics, held_out)
     _check_phase(source)
-    deployment = Deployment(method, tuple(sorted(set(buckets))), rtol, atol, slots)
-    source = dataclasses.replace(source, module=_deployed(source.module, deployment))
-    made = _Export(source, name or final.name, deployment, progress)
+    deployment = Deployment(method, None if buckets is None else tuple(buckets), rtol, atol, slots)
+    module, steps = deploy(source.module, deployment)
+    made = _Export(dataclasses.replace(source, module=module), name or final.name, steps, progress)
     with new_directory(final, force) as directory:
-        return made.write(directory, verify_steps)
+        return made.write(directory, verify_steps, allow_uncalibrated)
 
 
 def _refuse_target(final: Path, force: bool) -> None:
@@ -140,7 +133,7 @@ def _check_phase(source: _Source) -> None:
 
 @dataclass(frozen=True)
 class _Source:
-    """A module and what is known of it. sha256: of the weights that it was made from."""
+    """A module and what is known of it. sha256: of the weights that it was made from. held_out: see `export_bundle`."""
 
     module: nn.Module
     task: TaskSpec
@@ -148,21 +141,31 @@ class _Source:
     metrics: Mapping[str, Any]
     training: Mapping[str, Any]
     sha256: str
+    held_out: HeldOut | None
 
 
 def _source(
-    given: nn.Module | str | Path, task: TaskSpec | None, time: TimeSpec | None, metrics: Mapping[str, Any] | None
+    given: nn.Module | str | Path,
+    task: TaskSpec | None,
+    time: TimeSpec | None,
+    metrics: Mapping[str, Any] | None,
+    held_out: HeldOut | None,
 ) -> _Source:
     if isinstance(given, nn.Module):
-        module = given.eval()
+        module: nn.Module = given.eval()
         spec = check_module(module)
-        sha256 = hashlib.sha256(encode_tensors(module.state_dict())).hexdigest()
-        return _Source(module, task or _plain_task(spec), time or _plain_time(module), metrics or {}, {}, sha256)
-    module, info = load_checkpoint(given)
-    check_module(module)
-    training = {"settings": msgspec.to_builtins(info.settings), "data": msgspec.to_builtins(info.data)}
+        task, time, metrics, training = task or _plain_task(spec), time or _plain_time(module), metrics or {}, {}
+    else:
+        module, info = load_checkpoint(given)
+        check_module(module)
+        task, time, metrics = task or info.task, time or info.time, metrics or info.metrics
+        training = {"settings": msgspec.to_builtins(info.settings), "data": msgspec.to_builtins(info.data)}
+        held_out = held_out or load_held_out(given, module)
+    problem = describe_misfit(held_out, module) if held_out is not None and isinstance(module, Cell) else ""
+    if problem:
+        raise InputError(f"held_out: {problem}; give streams of this model's inputs")
     sha256 = hashlib.sha256(encode_tensors(module.state_dict())).hexdigest()
-    return _Source(module, task or info.task, time or info.time, metrics or info.metrics, training, sha256)
+    return _Source(module, task, time, metrics, training, sha256, held_out)
 
 
 def _plain_task(spec: StepSpec) -> TaskSpec:
@@ -176,60 +179,27 @@ def _plain_time(module: nn.Module) -> TimeSpec:
     return TimeSpec(frequencies=module.config.frequencies if isinstance(module, Cell) else ())
 
 
-def _deployed(module: nn.Module, deployment: Deployment) -> nn.Module:
-    """The cell with the solver and slots it is deployed with; no weight depends on either."""
-    if not isinstance(module, Cell):
-        changed = [f.name for f in dataclasses.fields(Deployment) if getattr(deployment, f.name) != f.default]
-        if changed:
-            raise InputError(f"{changed[0]} is given, but {type(module).__name__} has no solver; leave it out")
-        return module
-    config = module.config
-    if not deployment.buckets or deployment.buckets[0] < 1:
-        raise InputError(f"buckets are {deployment.buckets}; give at least one number of solver steps, from 1")
-    if deployment.slots is not None and "episodic" not in config.stores:
-        raise InputError("slots is given, but the model has no episodic memory; leave it out")
-    sizes = config.sizes if deployment.slots is None else dataclasses.replace(config.sizes, slots=deployment.slots)
-    if not 1 <= sizes.slots <= MOST_SLOTS:
-        raise InputError(f"slots is {sizes.slots}; give 1 to {MOST_SLOTS}")
-    cell = Cell(
-        dataclasses.replace(
-            config,
-            sizes=sizes,
-            method=deployment.method or config.method,
-            rtol=config.rtol if deployment.rtol is None else deployment.rtol,
-            atol=config.atol if deployment.atol is None else deployment.atol,
-            steps=_default_bucket(config.steps, deployment.buckets),
-        )
-    )
-    cell.load_state_dict(module.state_dict())
-    return cell.eval()
-
-
-def _default_bucket(trained: int, buckets: tuple[int, ...]) -> int:
-    """The trained number of steps, or the next that there is."""
-    return next((bucket for bucket in buckets if bucket >= trained), buckets[-1])
-
-
 class _Export:
     """One export on its way: traces, verifies, writes."""
 
-    def __init__(self, source: _Source, name: str, deployment: Deployment, progress: Progress) -> None:
-        self.source, self.name, self.progress = source, name, progress
+    def __init__(self, source: _Source, name: str, buckets: tuple[int, ...], progress: Progress) -> None:
+        self.source, self.name, self.buckets, self.progress = source, name, buckets, progress
         self.module = source.module
         self.spec: StepSpec = source.module.spec()  # type: ignore[operator]
-        self.buckets = deployment.buckets if isinstance(source.module, Cell) else ()
         self.version = installed.version("odestream")
 
-    def write(self, directory: Path, verify_steps: int) -> Manifest:
+    def write(self, directory: Path, verify_steps: int, allow_uncalibrated: bool) -> Manifest:
         """Write all files into `directory` and check them there."""
+        if not allow_uncalibrated:
+            self._refuse_without_estimate()
         self.progress("tracing", 0, 1)
         traced = trace_cell(self.module) if isinstance(self.module, Cell) else trace_module(self.module)
         weights, entries = encode_weights(traced.weights)
         graphs = build_graphs(traced, self.buckets, entries, self.version)
-        draft = self._draft(weights, entries)
+        draft, pictures = self._calibrated(self._draft(weights, entries), allow_uncalibrated)
         parity = self._verified(draft, graphs, traced.weights, verify_steps)
         manifest = msgspec.structs.replace(draft, parity=parity.rows)
-        files = {WEIGHTS_NAME: weights, VECTORS_NAME: encode_vectors(parity.vectors)}
+        files = {WEIGHTS_NAME: weights, VECTORS_NAME: encode_vectors(parity.vectors), **pictures}
         for label, graph in graphs.items():
             set_metadata(graph, _metadata(manifest, label))
             files[graph_file(label)] = graph.SerializeToString()
@@ -283,6 +253,28 @@ class _Export:
             error_estimate=tableau(config.method).error is not None,
             stiffness=self.module.field.stiffness(),
         )
+
+    def _refuse_without_estimate(self) -> None:
+        solver = self._solver()
+        if solver is not None and not solver.error_estimate:
+            raise ExportError(
+                f"{solver.method} does not estimate its error, so no result could be flagged and nothing be promised; "
+                "choose a method with an estimate such as --method bosh32, or pass --allow-uncalibrated"
+            )
+
+    def _calibrated(self, draft: Manifest, allow_uncalibrated: bool) -> tuple[Manifest, dict[str, bytes]]:
+        """The draft with its safety factor, and the figure that shows how it was found."""
+        if draft.solver is None or not isinstance(self.module, Cell):
+            return draft, {}
+        found = calibrate(self.module, draft, self.source.held_out, partial(self.progress, "calibrating"))
+        if not allow_uncalibrated:
+            refuse_uncalibrated(found.factor, found.record)
+        solver = msgspec.structs.replace(
+            draft.solver, safety_factor=found.factor, error_ratios=found.ratios, calibration=found.record
+        )
+        clouds = [Cloud(o.kind, o.err, o.error, o.accepted) for o in found.measured]
+        picture = draw_calibration(clouds, found.factor, solver.error_estimate)
+        return msgspec.structs.replace(draft, solver=solver), {FIGURE_NAME: picture}
 
     def _provenance(self) -> dict[str, str]:
         now = datetime.datetime.now(datetime.timezone.utc)
@@ -355,6 +347,7 @@ def _entry(data: bytes) -> FileEntry:
 def _metadata(manifest: Manifest, label: str) -> dict[str, str]:
     """What a graph says of itself to tools that know nothing of bundles."""
     worst = {row.tensor: max(r.error for r in manifest.parity if r.tensor == row.tensor) for row in manifest.parity}
+    solver = manifest.solver and msgspec.structs.replace(manifest.solver, calibration=None)
     return {
         "description": f"One step of {manifest.name}; state_in_* and state_out_* pair by name.",
         "author": "odestream",
@@ -363,7 +356,7 @@ def _metadata(manifest: Manifest, label: str) -> dict[str, str]:
         "license": "unspecified",
         "odestream.schema": str(manifest.schema),
         "odestream.state": msgspec.json.encode(manifest.spec.state).decode(),
-        "odestream.solver": msgspec.json.encode(manifest.solver).decode(),
+        "odestream.solver": msgspec.json.encode(solver).decode(),
         "odestream.bucket": label,
         "odestream.source_sha256": manifest.provenance["source_sha256"],
         "odestream.parity": json.dumps(worst),

@@ -6,15 +6,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from odestream.export.markdown import plain, table, text
+from odestream.export.solver_card import GATE, error_section, solver_section
 from odestream.export.verify import SHORTER_CHAINS
-from odestream.runtime.contract.manifest import Manifest, ParityRow, SolverSpec
+from odestream.runtime.contract.manifest import Manifest, ParityRow
 
 TRAINING_FACTS = ("deployed_solver_steps", "best_validation_score", "parameters", "seconds", "steps")
-ELSEWHERE = ("task", "seed", "data_sha256")  # they stand in the settings and the data already
+ELSEWHERE = ("task", "seed", "data_sha256", GATE)  # they stand in other sections
 LIMITS = """\
 A new stream knows nothing: let it live through past rows before its answers count. Times are true times, not times
 since the start. Accuracy is that of the test part above; nothing is claimed for other data, and a flagged row says only
-that the solver's own error estimate exceeds the tolerance."""
+that the solver's own error estimate exceeds the safety factor."""
 
 
 def model_card(manifest: Manifest, files: Mapping[str, bytes], training: Mapping[str, Any]) -> str:
@@ -25,13 +27,14 @@ def model_card(manifest: Manifest, files: Mapping[str, bytes], training: Mapping
         ("Accuracy", _accuracy(manifest.metrics)),
         ("Inputs and outputs", _tensors(manifest)),
         ("State", _state(manifest)),
-        ("Solver", _solver(manifest.solver)),
+        ("Solver", solver_section(manifest.solver)),
+        ("Solver error", error_section(manifest.solver, manifest.metrics) if manifest.solver else ""),
         ("Parity with torch", _parity(manifest.parity)),
-        ("Files", _table(("file", "bytes"), [(name, f"{len(data):,}") for name, data in sorted(files.items())])),
+        ("Files", table(("file", "bytes"), [(name, f"{len(data):,}") for name, data in sorted(files.items())])),
         ("Use", _use(manifest)),
-        ("Provenance", _table(("", ""), [(f"{key}", f"`{value}`") for key, value in manifest.provenance.items()])),
+        ("Provenance", table(("", ""), [(f"{key}", f"`{value}`") for key, value in manifest.provenance.items()])),
     )
-    return "\n".join(f"## {title}\n\n{text}\n" if title else f"{text}\n" for title, text in sections)
+    return "\n".join(f"## {title}\n\n{body}\n" if title else f"{body}\n" for title, body in sections if body)
 
 
 def _summary(manifest: Manifest) -> str:
@@ -55,14 +58,14 @@ def _training(manifest: Manifest, training: Mapping[str, Any]) -> str:
         return "Exported from a module; nothing is recorded of its training."
     clock = manifest.time
     rows = [
-        (f"{group}: {_plain(key)}", _text(value)) for group, values in training.items() for key, value in values.items()
+        (f"{group}: {plain(key)}", text(value)) for group, values in training.items() for key, value in values.items()
     ]
-    rows = [(key, text) for key, text in rows if text and key != "data: median gap"]
+    rows = [(key, value) for key, value in rows if value and key != "data: median gap"]
     rows.append(
         ("data: median gap", f"{clock.ticks_per_model_unit / 10 / clock.ticks_per_column_unit:.4g} {clock.unit}")
     )
-    rows += [(_plain(key), _text(value)) for key, value in manifest.metrics.items() if key in TRAINING_FACTS]
-    return _table(("", ""), rows)
+    rows += [(plain(key), text(value)) for key, value in manifest.metrics.items() if key in TRAINING_FACTS]
+    return table(("", ""), rows)
 
 
 def _accuracy(metrics: Mapping[str, Any]) -> str:
@@ -73,55 +76,38 @@ def _accuracy(metrics: Mapping[str, Any]) -> str:
 
 def _measures(metrics: Mapping[str, Any], title: str) -> Iterable[str]:
     """Tables of a tree of measures: groups with the same measures are the rows of one table."""
-    single = [(_plain(key), _text(value)) for key, value in metrics.items() if not isinstance(value, Mapping)]
+    single = [(plain(key), text(value)) for key, value in metrics.items() if not isinstance(value, Mapping)]
     if single:
-        yield _titled(title, _table(("measure", "value"), single))
+        yield _titled(title, table(("measure", "value"), single))
     groups = {key: value for key, value in metrics.items() if isinstance(value, Mapping)}
     rows = {key: dict(_leaves(value)) for key, value in groups.items()}
     heads = {tuple(row) for row in rows.values()}
     if len(heads) == 1 and all(any(not isinstance(v, Mapping) for v in group.values()) for group in groups.values()):
-        lines = [(key, *map(_text, row.values())) for key, row in rows.items()]
+        lines = [(key, *map(text, row.values())) for key, row in rows.items()]
         ahead = "gaps ahead" if all(key.isdigit() for key in rows) else ""
-        yield _titled(title, _table((ahead, *map(_plain, heads.pop())), lines))
+        yield _titled(title, table((ahead, *map(plain, heads.pop())), lines))
         return
     for key, group in groups.items():
-        yield from _measures(group, f"{title}, {key}" if title else _plain(key))
+        yield from _measures(group, f"{title}, {key}" if title else plain(key))
 
 
 def _titled(title: str, table: str) -> str:
     return f"**{title}**\n\n{table}" if title else table
 
 
-def _plain(key: str) -> str:
-    """A key as words."""
-    return key.replace("_", " ")
-
-
 def _tensors(manifest: Manifest) -> str:
     rows = [("input", t.name, _shape(t.shape), t.dtype) for t in manifest.spec.inputs]
     rows += [("output", t.name, _shape(t.shape), t.dtype) for t in manifest.spec.outputs]
-    text = _table(("", "name", "shape", "dtype"), rows)
+    tensors = table(("", "name", "shape", "dtype"), rows)
     columns = f"\n\nx holds, in this order: {', '.join(manifest.task.inputs)}." if manifest.task.inputs else ""
     gates = f"\n\ngates holds: {', '.join(manifest.gate_names)}." if manifest.gate_names else ""
-    return text + columns + gates
+    return tensors + columns + gates
 
 
 def _state(manifest: Manifest) -> str:
     rows = [(m.name, _shape(m.shape), ", ".join(f"{v:g}" for v in m.initial)) for m in manifest.spec.state]
     pairing = "Graphs name a member NAME `state_in_NAME` and `state_out_NAME`: pair them by name, never by position."
-    return f"{pairing}\n\n{_table(('member', 'shape', 'initial'), rows)}"
-
-
-def _solver(solver: SolverSpec | None) -> str:
-    if solver is None:
-        return "None: the module has one graph."
-    estimate = "with an embedded error estimate" if solver.error_estimate else "without an error estimate (err is 0)"
-    return (
-        f"{solver.method}, {estimate}; graphs with {', '.join(map(str, solver.buckets))} steps a call, "
-        f"{solver.default_bucket} by default. err is in units of the tolerance, {solver.atol:g} + {solver.rtol:g}·|h|: "
-        f"above 1 a result is flagged. The field's stiffness is at most {solver.stiffness:.3g} per model time unit; "
-        "longer gaps than the default graph takes stably are split by the runtime."
-    )
+    return f"{pairing}\n\n{table(('member', 'shape', 'initial'), rows)}"
 
 
 def _parity(rows: Sequence[ParityRow]) -> str:
@@ -147,7 +133,7 @@ def _parity(rows: Sequence[ParityRow]) -> str:
     )
     return (
         "Largest difference from the eager torch step over irregular gaps, holes, queries and resets, relative to the "
-        f"tensor's largest value (err: in units of the tolerance). Allowed: {allowed}.\n\n{_table(head, lines)}"
+        f"tensor's largest value (err: in units of the tolerance). Allowed: {allowed}.\n\n{table(head, lines)}"
         f"{amplified}"
     )
 
@@ -172,21 +158,6 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, A
             yield from _leaves(inner, f"{name} / ")
         else:
             yield name, inner
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(_text(item) for item in value)
-    return str(value)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

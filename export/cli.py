@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from odestream.runtime.atomic import refuse_existing
+from odestream.runtime.contract.rule import check_buckets
 from odestream.runtime.errors import CheckpointError, CompatError, ExportError, InputError
 from odestream.runtime.verbs.console import progress_bar
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from odestream.export.bundle import Progress
+    from odestream.runtime.contract.manifest import Manifest
 
 DEFAULT_BUCKETS = "1,2,4,8,16"
 
@@ -37,15 +39,24 @@ def export(
         Path | None, typer.Option(help="MODULE:FACTORY only: its state dict, a safetensors file.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="Solver method; the trained one by default.")] = None,
-    buckets: Annotated[str, typer.Option(help="Solver steps, a graph each.")] = DEFAULT_BUCKETS,
+    buckets: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Solver steps, a graph each; {DEFAULT_BUCKETS}, or the trained number without an error estimate.",
+            show_default=False,
+        ),
+    ] = None,
     rtol: Annotated[float | None, typer.Option(help="Relative tolerance, unit of err.")] = None,
     atol: Annotated[float | None, typer.Option(help="Absolute tolerance, unit of err.")] = None,
     slots: Annotated[int | None, typer.Option(help="Slots of the episodic memory; as trained by default.")] = None,
+    allow_uncalibrated: Annotated[
+        bool, typer.Option("--allow-uncalibrated", help="Export even if the solver's errors are not kept in check.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle where it exists.")] = False,
 ) -> None:
     """Export to ONNX, one graph for each number of solver steps, verified against torch before it appears."""
     refuse_existing(out, force)
-    steps = _parse_buckets(buckets)
+    steps = None if buckets is None else _parse_buckets(buckets)
     try:
         from odestream.export.bundle import export_bundle
     except ImportError as cause:
@@ -61,12 +72,27 @@ def export(
             rtol=rtol,
             atol=atol,
             slots=slots,
+            allow_uncalibrated=allow_uncalibrated,
             force=force,
             progress=progress,
         )
+    print(f"{out}: {_summary(manifest)}")
+
+
+def _summary(manifest: Manifest) -> str:
+    """The graphs, how near they are to torch, and what is promised of their solver."""
     values = max(row.error for row in manifest.parity if row.tensor != "err")
-    graphs = ", ".join(manifest.graphs.values())
-    print(f"{out}: {graphs}; largest difference from torch {values:.1e} of a tensor's scale")
+    said = f"{', '.join(manifest.graphs.values())}; largest difference from torch {values:.1e} of a tensor's scale"
+    solver = manifest.solver
+    if solver is None or solver.calibration is None:
+        return said
+    rows = solver.calibration.rows
+    within, trusted = sum(row.within for row in rows), sum(row.calls - row.flagged for row in rows)
+    share = f"{within / max(1, trusted):.2%} of {trusted:,} unflagged calls within tolerance"
+    flagged = f"{sum(row.flagged for row in rows):,} flagged"
+    factor = f"safety factor {solver.safety_factor:g}" if solver.error_estimate else "no error estimate"
+    doubt = "" if solver.calibration.reached else ", uncalibrated"
+    return f"{said}; {factor}{doubt}: {share}, {flagged}"
 
 
 def _parse_buckets(text: str) -> tuple[int, ...]:
@@ -74,8 +100,7 @@ def _parse_buckets(text: str) -> tuple[int, ...]:
         buckets = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--buckets is {text!r}; give numbers of solver steps, such as {DEFAULT_BUCKETS}") from None
-    if not buckets or min(buckets) < 1:
-        raise InputError(f"--buckets is {text!r}; every number of solver steps must be at least 1")
+    check_buckets(buckets)
     return buckets
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from torch import nn
 
 from odestream.export.plan import BATCH, Plan, Source, make_plan, source
 from odestream.export.protocol import Tensors, initial_state
+from odestream.export.threads import one_thread
 from odestream.export.vectors import Recorder
 from odestream.models.cell import Cell
 from odestream.runtime.arena import Arena, Layout
@@ -69,7 +69,7 @@ def torch_reference(module: nn.Module) -> Reference:
 
 def verify(engine: Engine, manifest: Manifest, module: nn.Module, steps: int, tick: Ticker = lambda: None) -> Parity:
     """Run `steps` chained steps in the default graph, as many through mixed graphs, and single calls in each."""
-    with _one_thread():
+    with one_thread():
         return _verify(engine, manifest, module, steps, tick)
 
 
@@ -124,17 +124,6 @@ def _verify_loaded(bundle: Bundle, module: nn.Module, steps: int, backend: str) 
         return verify(engine, bundle.manifest, module, steps).rows
     finally:
         engine.close()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """A step's matrices are too small to share: threads that wait for each other take the cores from the backend."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _for_label(module: nn.Module, label: str) -> nn.Module:

@@ -86,7 +86,10 @@ def bucket_rule(manifest: Manifest, clock: Clock, buckets: Sequence[int] | None 
     limits = tuple(_limit(manifest, str(bucket)) for bucket in chosen)
     default = next((bucket for bucket in chosen if bucket >= solver.default_bucket), max(chosen, default=0))
     splits = manifest.spec.input("mask") is not None
-    return BucketRule(chosen, default, solver.safety_factor, order, limits, splits)
+    ratios = (
+        tuple(solver.error_ratios[solver.buckets.index(bucket)] for bucket in chosen) if solver.error_ratios else ()
+    )
+    return BucketRule(chosen, default, solver.safety_factor, order, limits, splits, ratios)
 
 
 def _whole_numbers(buckets: Sequence[int]) -> tuple[int, ...]:

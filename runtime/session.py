@@ -35,8 +35,9 @@ class Output:
     """What a call gave; the arrays are the caller's own.
 
     y: `[Y]` float32 (forecast: X means, then X log-variances, in raw units; classify and tokens: logits).
-    err: estimated solver error in units of its tolerance, the largest of the pieces; None where the method has no
-    estimate. gates: `[G]`, named by the manifest's gate_names; None where the model gives none.
+    err: estimated solver error in units of its tolerance, the largest of the pieces: the graph's estimate times the
+    bundle's calibrated ratio for its bucket; None where the method has no estimate.
+    gates: `[G]`, named by the manifest's gate_names; None where the model gives none.
     bucket: solver steps of the (last) accepted call, None without a solver. flagged: whether err is above the
     bundle's safety factor although everything was tried. calls: calls the gap was cut into. reruns: calls that were
     run and rejected on the way.

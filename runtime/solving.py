@@ -18,7 +18,7 @@ from odestream.runtime.backends import Binding
 from odestream.runtime.clock import Clock
 from odestream.runtime.contract.checks import NO_SOLVER
 from odestream.runtime.contract.manifest import Manifest
-from odestream.runtime.contract.rule import Accepted, BucketRule, Decision, Verdict
+from odestream.runtime.contract.rule import MAX_HALVINGS, SPLIT_FIRST, Accepted, BucketRule, Decision, Verdict
 from odestream.runtime.errors import StateError
 from odestream.runtime.gaps import GapRule
 
@@ -32,9 +32,9 @@ _ACCEPT, _RERUN, _SPLIT, _FLAG = Verdict  # looked up once: they are compared at
 class Crossing:
     """What has become of a gap so far.
 
-    previous: the last accepted call of the stream, from which the next bucket is chosen. last, now: the ticks between
-    which the gap lies, for a GapSolver. err: largest of the accepted
-    pieces. flagged: whether one of them was above the factor. accepted, rejected: bucket of each call.
+    previous: what is known of the stream's calls, from which the next bucket is chosen. last, now: the ticks between
+    which the gap lies, for a GapSolver. err: largest error of the accepted pieces (see `BucketRule.error`). flagged:
+    whether one of them was above the factor. accepted, rejected: bucket of each call.
     """
 
     previous: Accepted | None
@@ -55,12 +55,12 @@ class Crossing:
             self.accepted += (steps,)
             if verdict is _FLAG:
                 self.flagged = True
-            self.err = max(self.err, err)
+            self.err = max(self.err, rule.error(err, steps))
         else:
             self.rejected += (steps,)
         # A call over no time says nothing of the next one; what is known of a whole tells where its halves begin.
         if gap > 0 and verdict is not _RERUN:
-            self.previous = Accepted(gap, steps, err)
+            self.previous = rule.remember(self.previous, gap, steps, err)
         return decision
 
 
@@ -94,13 +94,13 @@ class GapSolver:
             self._dt[0] = self._clock.units(gap)
 
     def begin(self, crossing: Crossing) -> int:
-        """Set dt of a gap to be crossed in one call; the bucket to try first, 0 where no call may be so long."""
+        """Set dt of a gap to be crossed in one call; the bucket to try first, 0 where it takes several calls."""
         gap = crossing.now - crossing.last
         if gap > self.longest:
             return 0
         if self._dt is not None:
             self._dt[0] = self._clock.units(gap)
-        return self.rule.choose(gap, crossing.previous)
+        return self.rule.choose(gap, crossing.previous, 0 if gap > 1 else MAX_HALVINGS)
 
     def try_once(self, crossing: Crossing) -> bool:
         """Cross the gap in one call, in as many buckets as the rule asks for; False where it takes several calls.
@@ -129,8 +129,8 @@ class GapSolver:
     def cross(self, crossing: Crossing, nothing: Write, arrive: Write) -> None:
         """Cross the gap in several calls, of which only the last sees what `arrive` writes.
 
-        A gap that one call may cross was tried and is split for its error; a longer one is cut for stability. All
-        pieces but the last are accepted in the binding. Whoever calls this puts the state back after an error.
+        A gap that one call may cross is split for its error, tried before or not; a longer one is cut for stability.
+        All pieces but the last are accepted in the binding. Whoever calls this puts the state back after an error.
         """
         last, now = crossing.last, crossing.now
         if now - last <= self.longest:
@@ -144,7 +144,8 @@ class GapSolver:
             (arrive if end == now else nothing)()
             gap = end - start
             self.set_gap(gap)
-            if not self._settle(crossing, gap, self.rule.choose(gap, crossing.previous), halvings):
+            steps = self.rule.choose(gap, crossing.previous, halvings if gap > 1 else MAX_HALVINGS)
+            if steps == SPLIT_FIRST or not self._settle(crossing, gap, steps, halvings):
                 pieces += [(end, halvings + 1), (start + gap // 2, halvings + 1)]
             elif end != now:
                 binding.swap()

@@ -10,6 +10,7 @@ from odestream.export import export_bundle
 from odestream.models.config import CellConfig
 from odestream.runtime.cli import main
 from odestream.runtime.contract.manifest import TaskSpec, TimeSpec
+from tests.helpers.calibration import skip_calibration
 from tests.helpers.problems import TINY
 from tests.helpers.sequences import random_cell
 
@@ -49,6 +50,7 @@ def test_the_gru_example_exports_with_the_command_beside_it(tmp_path: Path, monk
 def test_the_streaming_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     time = TimeSpec("iso", "day", ticks_per_model_unit=70 * 86_400e9, frequencies=CONFIG.frequencies)
     task = TaskSpec("forecast", ("co2_ppm",), ("co2_ppm",), time="time")
+    skip_calibration(monkeypatch)
     export_bundle(random_cell(CONFIG), tmp_path / "bundle", task=task, time=time, buckets=(2, 4), verify_steps=20)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

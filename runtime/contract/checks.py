@@ -87,6 +87,10 @@ def _estimate_problems(solver: SolverSpec, has_err: bool) -> Iterator[str]:
         yield "solver.error_estimate is true, but the step has no output err"
     if solver.error_estimate and solver.method in TABLEAUS and TABLEAUS[solver.method].error is None:
         yield f"solver.error_estimate is true, but {solver.method} has none"
+    if solver.error_ratios and len(solver.error_ratios) != len(solver.buckets):
+        yield f"solver.error_ratios has {len(solver.error_ratios)} values, expected one for each bucket"
+    if not all(ratio > 0 and math.isfinite(ratio) for ratio in solver.error_ratios):
+        yield f"solver.error_ratios is {solver.error_ratios}, expected finite values above 0"
     if not (solver.safety_factor > 0 and math.isfinite(solver.safety_factor)):
         yield f"solver.safety_factor is {solver.safety_factor}, expected a finite value above 0"
     if not all(value > 0 and math.isfinite(value) for value in (solver.rtol, solver.atol)):

@@ -107,8 +107,10 @@ class SolverSpec(Record, frozen=True):
     """The unrolled solver of the graphs.
 
     stiffness: λ_max + 1.1·‖A_h‖·‖B‖ per model unit. max_calls: most calls into which one gap is split for stability.
-    safety_factor: largest err that is accepted; above it a result is run again or flagged. calibration: how it was
-    found, None where it was not (it is then 1, the tolerance itself).
+    error_ratios: by bucket, what the graph's err is multiplied by to become the error that a runtime judges and
+    reports (finer graphs overstate theirs: the flow forgets the errors of its first steps); empty where all are 1.
+    safety_factor: largest such error that is accepted; above it a result is run again or flagged. calibration: how
+    both were found, None where they were not (the factor is then 1, the tolerance itself).
     """
 
     method: str
@@ -119,6 +121,7 @@ class SolverSpec(Record, frozen=True):
     error_estimate: bool
     stiffness: float
     max_calls: int = 1024
+    error_ratios: tuple[float, ...] = ()
     safety_factor: float = 1.0
     calibration: Calibration | None = None
 

@@ -86,6 +86,9 @@ def _about_solver(solver: SolverSpec) -> list[tuple[str, str]]:
     if solver.error_estimate:
         factor = f"{solver.safety_factor:.4g} of the tolerance; above it a result is run again, split, then flagged"
         rows += [("safety factor", factor), ("calibration", _promise(solver.calibration))]
+    if solver.error_ratios:
+        by_bucket = zip(solver.buckets, solver.error_ratios, strict=True)
+        rows.append(("error ratios", ", ".join(f"{ratio:.3g} at {bucket} steps" for bucket, ratio in by_bucket)))
     return rows
 
 

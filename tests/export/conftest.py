@@ -10,6 +10,7 @@ from odestream.models.cell import Cell
 from odestream.models.config import CellConfig, Sizes, Task
 from odestream.runtime.bundle import Bundle, read_bundle
 from odestream.runtime.contract.manifest import TaskSpec, TimeSpec
+from tests.helpers.calibration import skip_calibration
 from tests.helpers.gru import Gru
 from tests.helpers.sequences import random_cell
 
@@ -56,6 +57,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         return made[task]
 
     return get
+
+
+@pytest.fixture
+def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See `skip_calibration`."""
+    skip_calibration(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from odestream.runtime.replay import failures
 from tests.export.conftest import CONFIGS, TASKS, Exported
 from tests.helpers.sequences import random_cell
 
+pytestmark = pytest.mark.usefixtures("no_calibration")
+
 METRICS = {
     "test": {
         "co2": {
@@ -136,17 +138,17 @@ def _export(path: Path, **options: object) -> Manifest:
 
 def test_the_identity_is_the_models_and_not_the_solvers(tmp_path: Path) -> None:
     one = _export(tmp_path / "one", buckets=(1, 4))
-    other = _export(tmp_path / "other", buckets=(2,), method="rk4", rtol=1e-2)
+    other = _export(tmp_path / "other", buckets=(2,), method="rk4", rtol=1e-2, allow_uncalibrated=True)
     more_slots = _export(tmp_path / "slots", buckets=(2,), slots=9)
     assert one.identity == other.identity
     assert one.identity != more_slots.identity
 
 
 def test_a_fixed_method_says_that_it_has_no_estimate(tmp_path: Path) -> None:
-    manifest = _export(tmp_path / "bundle", buckets=(2, 8), method="rk4")
+    manifest = _export(tmp_path / "bundle", method="rk4", allow_uncalibrated=True)
     assert manifest.solver is not None
     assert (manifest.solver.method, manifest.solver.error_estimate) == ("rk4", False)
-    assert manifest.solver.default_bucket == 8  # trained with 4: the next that there is
+    assert manifest.solver.buckets == (4,)  # as trained
     vectors = read_bundle(tmp_path / "bundle").vectors()
     assert not vectors.outputs["err"].any()
 
@@ -172,8 +174,13 @@ def test_tolerances_scale_the_error_estimate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"buckets": ()}, "at least one number of solver steps"),
+        ({"buckets": ()}, "give increasing numbers of solver steps"),
         ({"buckets": (0, 4)}, "from 1"),
+        ({"buckets": (4, 1)}, "give increasing numbers"),
+        ({"buckets": (1, 1)}, "give increasing numbers"),
+        ({"method": "rk4", "buckets": (2, 8)}, "nothing can choose among buckets"),
+        ({"atol": float("nan")}, "above 0"),
+        ({"rtol": float("inf")}, "finite"),
         ({"method": "rk5"}, "unknown solver method"),
         ({"slots": 0}, "slots is 0"),
         ({"rtol": -1.0}, "above 0"),

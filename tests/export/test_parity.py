@@ -136,7 +136,7 @@ def test_a_stream_gives_what_torch_gives_with_time_worked_out_by_hand(exported: 
     times = np.cumsum(rng.integers(1e7, 2e8, 40)).tolist()
     state, before = cell.initial_state(1), times[0]
     with load(bundle.path) as model:
-        stream = model.stream()
+        stream = model.stream(buckets=(int(bundle.manifest.default_graph),))
         for now in times:
             x = (np.asarray(cell.config.centre) + rng.standard_normal(2)).astype(np.float32)
             found = stream.step(x, t=now)

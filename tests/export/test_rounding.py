@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +53,7 @@ def test_a_chaotic_module_is_verified_over_shorter_chains_and_its_card_says_so(t
     assert len(resets) == 1000 // min(chained)
 
 
+@pytest.mark.usefixtures("no_calibration")
 def test_a_calm_cell_is_not_given_shorter_chains_for_another_reason(tmp_path: Path) -> None:
     """Other weights differ from the first call on: no length of chain may hide that."""
     cell = random_cell(CONFIGS["classify"])

@@ -15,4 +15,4 @@ def skip_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = np.empty(0)
     outcome = Outcome("streams", empty, empty, empty > 0, Counter(), Counter())
     record = Calibration(0.99, 0.95, True, "none", "synthetic", 0, (outcome.row("bosh32"),))
-    monkeypatch.setattr(export_module, "calibrate", lambda *_: Calibrated(0.5, record, (outcome,)))
+    monkeypatch.setattr(export_module, "calibrate", lambda *_: Calibrated(0.5, (), record, (outcome,)))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from odestream.runtime.contract.rule import (
     MAX_HALVINGS,
     MAX_RERUNS,
+    SPLIT_FIRST,
     Accepted,
     BucketRule,
     Verdict,
@@ -32,8 +33,11 @@ wild = st.one_of(errs, st.floats(), st.sampled_from([0.0, math.inf, math.nan]))
 
 
 @st.composite
-def rules(draw: st.DrawFn, least: int = 1) -> BucketRule:
-    """Any rule of at least `least` buckets; its limits grow with them, as a stability bound does, or do not exist."""
+def rules(draw: st.DrawFn, least: int = 1, ratios: bool = False) -> BucketRule:
+    """Any rule of at least `least` buckets; its limits grow with them, as a stability bound does, or do not exist.
+
+    ratios: whether buckets may have ratios of their own.
+    """
     buckets = tuple(sorted(draw(st.sets(st.integers(1, 64), min_size=least, max_size=6))))
     bound = draw(st.one_of(st.just(math.inf), st.floats(1e-2, 1e2)))
     return BucketRule(
@@ -43,16 +47,17 @@ def rules(draw: st.DrawFn, least: int = 1) -> BucketRule:
         draw(st.integers(1, 4)),
         tuple(bound * n for n in buckets),
         draw(st.booleans()),
+        draw(st.tuples(*[st.floats(0.1, 8.0)] * len(buckets))) if ratios else (),
     )
 
 
 def predicted(rule: BucketRule, gap: float, previous: Accepted, steps: int) -> float:
-    """The contract's sentence, word for word: err_prev·(dt/dt_prev)^(p+1)·(N_prev/N)^(p+1)."""
-    power = rule.order + 1
-    return previous.err * (gap / previous.gap) ** power * (previous.steps / steps) ** power
+    """The contract's sentence, word for word: err_prev·(dt/dt_prev)^(p+1)·(N_prev/N)^(p+1), times the ratio."""
+    power, ratio = rule.order + 1, rule.ratios[rule.buckets.index(steps)]
+    return ratio * previous.err * (gap / previous.gap) ** power * (previous.steps / steps) ** power
 
 
-@given(st.data(), rules(), gaps, errs, gaps)
+@given(st.data(), rules(ratios=True), gaps, errs, gaps)
 def test_the_smallest_stable_bucket_that_is_predicted_to_fit_is_chosen(
     data: st.DataObject, rule: BucketRule, gap_before: float, err: float, gap: float
 ) -> None:
@@ -64,6 +69,31 @@ def test_the_smallest_stable_bucket_that_is_predicted_to_fit_is_chosen(
     errors = {n: predicted(rule, gap, previous, n) / rule.factor for n in stable}
     assert all(errors[n] > 1 - CLOSE for n in stable if n < chosen)
     assert errors[chosen] <= 1 + CLOSE or chosen == rule.buckets[-1]
+
+
+@given(st.data(), rules(ratios=True), gaps, gaps, errs, st.integers(0, MAX_HALVINGS))
+def test_a_gap_is_split_at_once_where_no_bucket_is_predicted_to_fit_and_a_half_may_be(
+    data: st.DataObject, rule: BucketRule, gap: float, gap_before: float, err: float, halvings: int
+) -> None:
+    assume(gap <= rule.limits[-1])
+    previous = Accepted(gap_before, data.draw(st.sampled_from(rule.buckets)), err)
+    errors = [predicted(rule, gap, previous, n) / rule.factor for n in rule.buckets]
+    assume(all(abs(e - 1) > CLOSE for e in errors))
+    allowed = rule.splits and halvings < MAX_HALVINGS and len(rule.buckets) > 1
+    assert (rule.choose(gap, previous, halvings) == SPLIT_FIRST) == (allowed and min(errors) > 1)
+
+
+@given(rules(), gaps, st.integers(1, 64), errs, gaps, st.integers(1, 64), errs)
+def test_a_harder_call_is_remembered_as_what_it_foretold_of_this_one_and_fades(
+    rule: BucketRule, gap_before: float, steps_before: int, err_before: float, gap: float, steps: int, err: float
+) -> None:
+    power = rule.order + 1
+    foretold = err_before * (gap / gap_before) ** power * (steps_before / steps) ** power
+    kept = rule.remember(Accepted(gap_before, steps_before, err_before), gap, steps, err)
+    assert kept[:2] == (gap, steps)
+    assert kept.err == pytest.approx(max(err, 0.9**power * foretold), rel=1e-9)
+    for nothing in (None, Accepted(0.0, 1, 1.0), Accepted(1.0, 1, 0.0), Accepted(1.0, 1, math.inf)):
+        assert rule.remember(nothing, gap, steps, err) == (gap, steps, err)
 
 
 @given(rules(), gaps, wild, wild)
@@ -107,14 +137,14 @@ def test_a_call_over_no_time_takes_the_smallest_bucket(rule: BucketRule, previou
     assert rule.choose(0.0, previous) == rule.buckets[0]
 
 
-@given(st.data(), rules(), wild, st.integers(0, MAX_RERUNS), st.integers(0, MAX_HALVINGS))
-def test_a_result_is_accepted_if_and_only_if_its_err_is_within_the_factor(
+@given(st.data(), rules(ratios=True), wild, st.integers(0, MAX_RERUNS), st.integers(0, MAX_HALVINGS))
+def test_a_result_is_accepted_if_and_only_if_its_error_is_within_the_factor(
     data: st.DataObject, rule: BucketRule, err: float, reruns: int, halvings: int
 ) -> None:
     steps = data.draw(st.sampled_from(rule.buckets))
     for value in (err, rule.factor, math.nextafter(rule.factor, math.inf)):
         accepted = rule.judge(value, steps, reruns, halvings).verdict is Verdict.ACCEPT
-        assert accepted == (value <= rule.factor)
+        assert accepted == (value * rule.ratios[rule.buckets.index(steps)] <= rule.factor)
 
 
 @given(st.data(), rules(least=2), wild, st.integers(0, MAX_RERUNS))
@@ -219,6 +249,8 @@ GOOD: dict[str, Any] = {"buckets": (1, 4), "default": 1, "factor": 1.0, "order":
         ({"buckets": ()}, "give increasing numbers of solver steps, from 1"),
         ({"default": 2}, "default bucket 2 is not among (1, 4); choose one of them"),
         *(({"factor": value}, "give a finite number above 0") for value in (0.0, -1.0, math.nan, math.inf)),
+        *(({"ratios": (1.0, value)}, "give finite numbers above 0") for value in (0.0, -1.0, math.nan, math.inf)),
+        ({"ratios": (1.0,)}, "give one each"),
         *(
             ({"limits": value}, "give one each, increasing")
             for value in ((1.0,), (4.0, 1.0), (1.0, math.nan), (math.nan, 1.0), (-1.0, 1.0), ())
