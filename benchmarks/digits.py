@@ -29,8 +29,8 @@ GAPS = (1, 1, 2, 3)
 def main() -> None:
     """Write the table, run the commands, publish what came out."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    pixels, labels = _digits()
-    _write_table(FOLDER / "digits.csv", pixels, labels)
+    pixels, labels = labelled_digits()
+    write_digits(FOLDER / "digits.csv", pixels, labels)
     _commands()
     metrics = json.loads((FOLDER / "run" / "metrics.json").read_text(encoding="utf-8"))
     manifest = json.loads((FOLDER / "bundle" / "manifest.json").read_text(encoding="utf-8"))
@@ -39,14 +39,15 @@ def main() -> None:
     publish("digits", result, _report(result))
 
 
-def _digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def labelled_digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Pixels [N, 8, 8] with NaN where a value is missing, and labels [N]."""
     data = load_digits()
     holes = np.random.default_rng(SEED).random(data.images.shape) < MISSING
     return np.where(holes, np.nan, data.images), data.target
 
 
-def _write_table(path: Path, pixels: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> None:
+def write_digits(path: Path, pixels: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> None:
+    """The digits as a table, a stream each, at irregular times."""
     gaps = np.random.default_rng(SEED).choice(GAPS, pixels.shape[:2])
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
