@@ -24,6 +24,7 @@ from odestream.models.flow import ode_flow
 from odestream.runtime.clock import Clock
 from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.contract.rule import MAX_HALVINGS, SPLIT_FIRST, Accepted, BucketRule, Verdict
+from odestream.runtime.errors import ExportError
 from odestream.runtime.gaps import GapRule, bucket_rule
 from odestream.runtime.solving import Crossing
 
@@ -200,7 +201,13 @@ def reference(cell: Cell, samples: Samples, units: Floats) -> Tensor:
         phase = None if samples.phase is None else samples.phase[rows].double()
         field = _exact_field(samples.u[rows].double(), phase, torch.from_numpy(units[rows.numpy()])[:, None], w)
         start, ends = samples.h[rows].double(), torch.tensor([0.0, 1.0], dtype=torch.float64)
-        found[rows] = odeint(field, start, ends, rtol=_REFERENCE_RTOL, atol=_REFERENCE_ATOL, method="dopri5")[-1]
+        try:
+            found[rows] = odeint(field, start, ends, rtol=_REFERENCE_RTOL, atol=_REFERENCE_ATOL, method="dopri5")[-1]
+        except AssertionError as cause:  # what torchdiffeq raises where it cannot go on
+            raise ExportError(
+                f"the reference solver cannot cross a calibration call ({cause}): a state of the held-out streams is "
+                "not finite or the field is too steep; look for outliers in their x, or train again"
+            ) from cause
     return found
 
 

@@ -18,8 +18,9 @@ Before that, each bucket gets a ratio of true to estimated error, without which 
 estimate understates most: finer graphs overstate theirs many times, since the flow forgets the errors of its first
 steps, and would be rejected for nothing (on gaps of 0.05 to 5 units twice the evaluations). The ratio is one over the
 largest estimate up to which at most 0.5 % of the calls that this bucket crosses at once are beyond tolerance, on the
-kind where that is least. It shapes the factors that are tried, and is read from the same half; what is measured on the
-other half knows neither.
+kind where that is least. The ratios are read from the half that the factor is chosen on, which makes the test above
+somewhat optimistic, as do records too short to give enough calls, which are read more than once. What is measured on
+the other half knows neither, and is what the manifest publishes.
 
 Conformal prediction (Vovk, Gammerman, Shafer 2005) would take a quantile of the true errors instead; it cannot be had
 here, since f decides which buckets run and so which errors there are. Two things the promise leans on: calls count as
@@ -31,6 +32,7 @@ published, and where they show less than 99 % the model counts as uncalibrated.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -145,7 +147,8 @@ class Judge:
             return 0.0, False
         order = np.argsort(err)
         error = true_errors(self.samples.h[rows], after, self._expected[rows], *self._tolerances)
-        kept = np.flatnonzero(np.cumsum(error[order] > 1) <= BEYOND * np.arange(1, len(rows) + 1))
+        wrong = (error[order] > 1) | ~np.isfinite(err[order])
+        kept = np.flatnonzero((np.cumsum(wrong) <= BEYOND * np.arange(1, len(rows) + 1)) & np.isfinite(err[order]))
         return float(err[order][kept[-1]]) if len(kept) else 0.0, not len(kept) or kept[-1] < len(rows) - 1
 
     def half(self, side: int) -> NDArray[np.int64]:
@@ -193,13 +196,16 @@ def covered(row: CoverageRow) -> float:
 
 
 def binomial_tail(misses: int, count: int, rate: float) -> float:
-    """P(Bin(count, rate) <= misses), for 0 < rate < 1."""
-    term = (1 - rate) ** count
-    total = term
-    for i in range(min(misses, count)):
-        term *= (count - i) / (i + 1) * rate / (1 - rate)
-        total += term
-    return min(1.0, total)
+    """P(Bin(count, rate) <= misses), for 0 < rate < 1; in logarithms, since the terms leave float64's range."""
+    logs = [
+        math.lgamma(count + 1)
+        - math.lgamma(i + 1)
+        - math.lgamma(count - i + 1)
+        + i * math.log(rate)
+        + (count - i) * math.log1p(-rate)
+        for i in range(min(misses, count) + 1)
+    ]
+    return min(1.0, math.fsum(math.exp(log) for log in logs))
 
 
 def _calibrate(

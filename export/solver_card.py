@@ -53,7 +53,7 @@ def _ratios(solver: SolverSpec) -> str:
     if not solver.error_ratios:
         return ""
     ratios = ", ".join(f"{ratio:.2g}" for ratio in solver.error_ratios)
-    return f" (a runtime reports the graphs' own estimate times {ratios}, since finer graphs overstate it)"
+    return f" (a runtime reports the graphs' own estimate times {ratios}, read off the calibration)"
 
 
 def error_section(solver: SolverSpec, metrics: Mapping[str, Any]) -> str:
@@ -93,8 +93,9 @@ def _promise(solver: SolverSpec, found: Calibration) -> str:
         )
     return (
         f"{every} The factor was chosen so that, with {found.confidence:.0%} confidence, at least {found.target:.0%} "
-        "of the unflagged calls lie within tolerance, on calls like those of each kind below. It bounds what the "
-        "solver does to one call, not the model's own error, and is measured, not proved."
+        "of the unflagged calls lie within tolerance, on calls like those of each kind below, counted as independent "
+        "and with all buckets at hand; gaps of more than 5 model units were not tried. It bounds what the solver does "
+        "to one call, not the model's own error, and is measured, not proved."
     )
 
 

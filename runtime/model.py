@@ -93,7 +93,8 @@ class Model:
         """A new stream at the spec's initial state; SessionBusy where the model is closed.
 
         buckets: the solver steps it may choose among, all of the bundle's unless given. One alone fixes the steps:
-        nothing is run again, and a result above the safety factor is flagged. InputError for others than the bundle's.
+        nothing is run again, and a result above the safety factor is flagged. The factor was calibrated with all of
+        them. InputError for others than the bundle's.
         """
         return Stream(self, buckets=buckets)
 

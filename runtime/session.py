@@ -2,7 +2,7 @@
 
 A step is: check the input, cross the gap by the bucket rule (choose, run, check that everything is finite, then
 accept, re-run, split or flag), swap the state. Whatever fails on the way leaves state, clock and counters as they
-were.
+were. (A signal's exception between the last few lines of an accepted step may leave its counters uncounted.)
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Counters:
 @dataclass(frozen=True)
 class StreamState:
     """All that a stream is: its arena (one row), the tick of its last call (None before the first), its counters, and
-    the last accepted call over a gap, from which the next bucket is chosen."""
+    what is known of its calls over gaps, from which the next bucket is chosen."""
 
     arena: Arena
     tick: int | None

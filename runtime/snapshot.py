@@ -36,7 +36,7 @@ Tick = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 
 class PreviousRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A stream's last accepted call over a gap (ticks), from which its next bucket is chosen."""
+    """What is known of a stream's calls over gaps (ticks), from which its next bucket is chosen: `Accepted`."""
 
     gap: Annotated[int, msgspec.Meta(ge=1)]
     steps: Annotated[int, msgspec.Meta(ge=1)]

@@ -20,7 +20,6 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import accumulate
 from typing import NamedTuple
 
 from odestream.runtime.errors import InputError
@@ -29,13 +28,16 @@ MAX_RERUNS = 2
 """Re-runs of one piece of a gap before it is split."""
 MAX_HALVINGS = 3
 """How often a piece may be halved: one gap becomes at most 8 pieces for its error's sake."""
+MOST_STEPS = 256
+"""Of a bucket: a larger graph takes minutes to export, and splitting the gap gives the same."""
 SPLIT_FIRST = 0
 """What `choose` gives where no bucket is expected to fit."""
 
 _FADING = 0.9
 """To the power p+1, how slowly a stream forgets that it was harder to solve than its last call: calls alternate
 between hard and easy, and the easy one alone foretells the hard one badly. Measured on log-uniform gaps of three
-trained models: re-runs 15, 6, 22 % of the steps with the last call alone, 5, 4, 11 % so, evaluations no more."""
+trained models, before buckets had ratios: re-runs 15, 6, 22 % of the steps with the last call alone, 5, 4, 11 % so,
+evaluations no more."""
 
 _ROUNDING = 1 - 1e-9
 """So that a bucket which fits exactly is not missed by the last digit."""
@@ -77,7 +79,7 @@ class BucketRule:
     factor: largest error that is accepted. order: p, of the error estimate; 0 where the method has none.
     limits: longest gap that each bucket may cross in one call, in any unit, increasing. splits: whether a gap may be
     split, which takes a model that can let time pass without an observation. ratios: by bucket; all 1 unless given.
-    capacities: N·(factor/ratio_N)^(1/(p+1)), made increasing; a bucket fits where this reaches N·err^(1/(p+1)).
+    capacities: N·(factor/ratio_N)^(1/(p+1)); a bucket fits where this reaches N·err^(1/(p+1)).
 
     Raises InputError for buckets that do not increase, a default that is not among them, a factor or ratio that is not
     above 0, limits that do not match, and several buckets without an error estimate.
@@ -98,7 +100,7 @@ class BucketRule:
         power = 1.0 / (self.order + 1)
         each = (n * (self.factor / ratio) ** power for n, ratio in zip(self.buckets, ratios, strict=True))
         object.__setattr__(self, "ratios", ratios)
-        object.__setattr__(self, "capacities", tuple(accumulate(each, max)))
+        object.__setattr__(self, "capacities", tuple(each))
 
     def _check(self) -> None:
         check_buckets(self.buckets)
@@ -124,7 +126,7 @@ class BucketRule:
         """Whether there is anything to choose: a single bucket is run once, and split only where stability asks."""
         return len(self.buckets) > 1
 
-    def choose(self, gap: float, previous: Accepted | None, halvings: int = MAX_HALVINGS) -> int:
+    def choose(self, gap: float, previous: Accepted | None, halvings: int) -> int:
         """The bucket to try first for `gap`, which must not exceed the largest limit.
 
         halvings: how often the gap was halved before. Without a previous call, or where its gap or err was 0, the
@@ -134,18 +136,23 @@ class BucketRule:
         buckets = self.buckets
         if gap <= 0 or len(buckets) == 1:
             return buckets[0]
-        fits = -1
+        stable = bisect_left(self.limits, gap)
         if previous is not None:
             gap_before, steps, err = previous
             if gap_before > 0 and err > 0:
-                wanted = steps * (gap / gap_before) * err ** (1.0 / (self.order + 1)) * _ROUNDING
-                fits = bisect_left(self.capacities, wanted)
-        if fits < 0:
-            fits = bisect_left(buckets, self.default)
-        elif fits == len(buckets):
-            return SPLIT_FIRST if self.splits and halvings < MAX_HALVINGS else buckets[-1]
-        stable = bisect_left(self.limits, gap)
-        return buckets[min(max(stable, fits), len(buckets) - 1)]
+                fits = self._fits(steps * (gap / gap_before) * err ** (1.0 / (self.order + 1)) * _ROUNDING, stable)
+                if fits < len(buckets):
+                    return buckets[fits]
+                return SPLIT_FIRST if self.splits and halvings < MAX_HALVINGS else buckets[-1]
+        return buckets[min(max(stable, bisect_left(buckets, self.default)), len(buckets) - 1)]
+
+    def _fits(self, wanted: float, first: int) -> int:
+        """Place of the smallest bucket from `first` on whose capacity reaches `wanted`; beyond all if none."""
+        capacities = self.capacities
+        for place in range(first, len(capacities)):
+            if capacities[place] >= wanted:
+                return place
+        return len(capacities)
 
     def error(self, err: float, steps: int) -> float:
         """The error that the estimate `err` of bucket `steps` stands for, in units of the tolerance."""
@@ -182,14 +189,16 @@ class BucketRule:
         """One bucket above the smallest that the formula expects to fit."""
         if not math.isfinite(err):
             return self.buckets[-1]
-        fits = bisect_left(self.capacities, steps * err ** (1.0 / (self.order + 1)) * _ROUNDING)
-        return self.buckets[min(max(fits, place) + 1, len(self.buckets) - 1)]
+        fits = self._fits(steps * err ** (1.0 / (self.order + 1)) * _ROUNDING, place)
+        return self.buckets[min(fits + 1, len(self.buckets) - 1)]
 
 
 def check_buckets(buckets: Sequence[int]) -> None:
     """InputError unless `buckets` are increasing step counts from 1."""
     if not buckets or buckets[0] < 1 or sorted(set(buckets)) != list(buckets):
         raise InputError(f"buckets are {tuple(buckets)}; give increasing numbers of solver steps, from 1")
+    if buckets[-1] > MOST_STEPS:
+        raise InputError(f"bucket {buckets[-1]} unrolls more than {MOST_STEPS} solver steps; give fewer")
 
 
 def check_tolerances(rtol: float, atol: float) -> None:

@@ -171,6 +171,11 @@ def test_the_binomial_tail_is_that_of_exact_enumeration(count: int, misses: int,
     assert binomial_tail(misses, count, rate) == pytest.approx(float(exact), rel=1e-12)
 
 
+def test_many_calls_do_not_make_misses_vanish() -> None:
+    assert binomial_tail(3000, 80_000, 0.01) == pytest.approx(1.0)
+    assert binomial_tail(800, 80_000, 0.01) == pytest.approx(0.5, abs=0.02)
+
+
 def test_as_many_calls_as_stated_are_enough_to_reject_one_miss_in_a_hundred() -> None:
     assert binomial_tail(0, ENOUGH, 1 - TARGET) <= LEVEL < binomial_tail(0, ENOUGH - 10, 1 - TARGET)
     assert binomial_tail(0, 0, 1 - TARGET) == 1.0  # nothing unflagged proves nothing

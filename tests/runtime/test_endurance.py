@@ -77,7 +77,7 @@ def test_choosing_a_bucket_and_judging_its_result_take_at_most_3_microseconds(er
 
     def rounds() -> None:
         for gap in range(TICK, TICK + 100):
-            rule.judge(err, rule.choose(gap, previous), 0, 0)
+            rule.judge(err, rule.choose(gap, previous, 0), 0, 0)
 
     rounds()
     assert statistics.median(nanoseconds(rounds) for _ in range(1000)) / 100 <= 3_000
