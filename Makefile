@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NATIVE := $(VENV)/.native
+KERNELS := $(wildcard runtime/kernels/csrc/*) runtime/kernels/build.py
 
 # The model's matrices are small: a second thread costs more than it gives, and two jobs then share two cores.
 export OMP_NUM_THREADS ?= 1
@@ -18,12 +20,12 @@ help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
 	@echo "also: make setup | lint | format | slow | wheel | clean"
 
-setup: $(STAMP)
+setup: $(NATIVE)
 
-demo: $(STAMP)
+demo: $(NATIVE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/demo.sh
 
-test: lint
+test: $(NATIVE) lint
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)
@@ -36,14 +38,14 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-slow: $(STAMP)
+slow: $(NATIVE)
 	$(BIN)/python -m pytest -m slow
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --no-isolation --wheel
 
 clean:
-	rm -rf $(VENV) .cache .hypothesis build dist *.egg-info runs/demo
+	rm -rf $(VENV) .cache .hypothesis build dist *.egg-info runs/demo runtime/kernels/lib
 
 # setuptools comes first because the package itself is then built without a second, isolated environment.
 # The links show mypy the folders under the names they install as; it does not follow an editable install.
@@ -57,4 +59,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --no-build-isolation --editable '.[cpu,train,dev]'
 	mkdir -p $(VENV)/src/odestream
 	for layer in runtime models export; do ln -sfn ../../../$$layer $(VENV)/src/odestream/$$layer; done
+	touch $@
+
+# Where no compiler is, bundles run on ONNX Runtime.
+$(NATIVE): $(STAMP) $(KERNELS)
+	$(BIN)/python -m odestream.runtime.kernels.build || echo "the native backend stays out; nothing else needs it"
 	touch $@

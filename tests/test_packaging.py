@@ -56,10 +56,17 @@ def modules_on_disk() -> set[str]:
     }
 
 
-def test_the_wheel_holds_every_module_on_disk_its_type_marks_and_licence_and_nothing_else(wheel: Path) -> None:
+def kernels_on_disk() -> set[str]:
+    found = {f"odestream/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "runtime/kernels/csrc").iterdir()}
+    assert "odestream/runtime/kernels/csrc/odestream.h" in found
+    return found
+
+
+def test_the_wheel_holds_every_module_on_disk_kernel_source_type_mark_and_licence_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     info = {name for name in names if name.startswith("odestream-") and ".dist-info/" in name}
-    assert names - info == modules_on_disk() | {f"odestream/{layer}/py.typed" for layer in LAYERS}
+    marks = {f"odestream/{layer}/py.typed" for layer in LAYERS}
+    assert names - info == modules_on_disk() | kernels_on_disk() | marks
     assert any(name.endswith("/licenses/LICENSE") for name in info)
 
 

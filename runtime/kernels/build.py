@@ -1,0 +1,137 @@
+"""Builds the CPU library: `python -m odestream.runtime.kernels.build`.
+
+A library's name holds a hash of the sources and of how they are compiled, so that one built from others is never
+loaded. It is put beside the sources where that folder can be written, else into the user's cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from odestream.runtime.atomic import write_bytes
+from odestream.runtime.errors import CompatError, OdestreamError
+
+SOURCES = Path(__file__).parent / "csrc"
+BESIDE = Path(__file__).parent / "lib"
+COMMAND = "python -m odestream.runtime.kernels.build"
+
+# NaN and infinity keep their meaning: the runtime's guards look for them. CMakeLists.txt says the same.
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
+CONTRACT = "-ffp-contract=fast"
+PLAIN = ("dispatch.cpp", "load.cpp", "odestream.cpp")
+STEP = "cpu_step.cpp"
+COMPILERS = ("c++", "g++", "clang++")
+
+
+def instruction_sets() -> dict[str, tuple[str, ...]]:
+    """Name → flags of every instruction set that this machine's library holds a step for."""
+    if platform.machine() in ("x86_64", "AMD64"):
+        return {"x86_64_v3": ("-march=x86-64-v3",), "x86_64_v4": ("-march=x86-64-v4",)}
+    return {"portable": ()}
+
+
+def library_name() -> str:
+    """The file name of the library that belongs to these sources on this machine."""
+    digest = hashlib.sha256(repr((FLAGS, CONTRACT, sorted(instruction_sets().items()))).encode())
+    for path in sorted(SOURCES.iterdir()):
+        if path.suffix in (".h", ".cpp"):
+            digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+    return f"libodestream-{platform.machine()}-{digest.hexdigest()[:16]}.so"
+
+
+def cache_folder() -> Path:
+    """The user's cache: `$XDG_CACHE_HOME/odestream`, or `~/.cache/odestream`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "odestream"
+
+
+def folders() -> tuple[Path, ...]:
+    """Where a library may lie, in the order in which it is looked for."""
+    return (BESIDE, cache_folder())
+
+
+def find_library() -> Path | None:
+    """The built library of these sources, None where there is none."""
+    name = library_name()
+    return next((folder / name for folder in folders() if (folder / name).is_file()), None)
+
+
+def find_compiler() -> str:
+    """`$CXX`, or the first C++ compiler on the path; CompatError without one."""
+    wanted = os.environ.get("CXX")
+    for name in (wanted,) if wanted else COMPILERS:
+        found = shutil.which(name)
+        if found:
+            return found
+    missing = f"{wanted!r}, which CXX names, is not there" if wanted else "no C++ compiler is on the path"
+    raise CompatError(f"{missing}; install one (Debian, Ubuntu: apt install g++) and run: {COMMAND}")
+
+
+def build(out: Path | None = None, extra: tuple[str, ...] = ()) -> Path:
+    """Compile the library into the folder `out` (see the module for the default) and return its path.
+
+    extra: flags for the compiler, such as a sanitizer's. Raises CompatError where there is no compiler or it fails.
+    """
+    compiler = find_compiler()
+    target = (out or _writable()) / library_name()
+    with tempfile.TemporaryDirectory() as scratch:
+        made = compile_library(compiler, Path(scratch), extra)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(target, made.read_bytes())
+    return target
+
+
+def compile_library(compiler: str, folder: Path, extra: tuple[str, ...]) -> Path:
+    """Compile and link inside `folder`."""
+    units: list[tuple[str, str, tuple[str, ...]]] = [(source, "", ()) for source in PLAIN]
+    units += [(STEP, name, flags) for name, flags in instruction_sets().items()]
+    objects = []
+    for source, name, flags in units:
+        target = folder / f"{Path(source).stem}{name}.o"
+        define = (f"-DODE_ISA={name}",) if name else ()
+        _run(compiler, *FLAGS, CONTRACT, *flags, *define, *extra, "-c", str(SOURCES / source), "-o", str(target))
+        objects.append(str(target))
+    library = folder / "library.so"
+    _run(compiler, "-shared", *extra, *objects, "-o", str(library))
+    return library
+
+
+def main() -> None:
+    """Build from the command line; exit status 2 and one sentence where it cannot be done."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Build the CPU library of the native backend.")
+    parser.add_argument("--out", type=Path, help="folder for the library (default: beside its sources, or the cache)")
+    parser.add_argument("--force", action="store_true", help="build it even if it is there")
+    options = parser.parse_args()
+    try:
+        found = None if options.force or options.out else find_library()
+        print(found or build(options.out))
+    except OdestreamError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _writable() -> Path:
+    folder = BESIDE if BESIDE.exists() else BESIDE.parent
+    return BESIDE if os.access(folder, os.W_OK) else cache_folder()
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
+        raise CompatError(
+            f"{command[0]} cannot build the native library ({lines[0].strip()[:300]}); "
+            "install a compiler for C++17, such as g++ 9 or later, or use the onnxruntime backend"
+        )
+
+
+if __name__ == "__main__":
+    main()

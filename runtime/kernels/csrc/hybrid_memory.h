@@ -1,0 +1,243 @@
+// Gates, reads and writes of the working, long-term and episodic memory: time passes, then a read, then a write.
+#pragma once
+
+#include "maths.h"
+#include "tile.h"
+
+namespace odestream {
+namespace ODE_ISA {
+
+// One kind of slot memory of one row: keys [n, dk], values [n, dv], strengths and ages [n], before dt has passed.
+struct Slots {
+    const float *keys, *values, *strengths, *ages;
+    int count;
+};
+
+ODE_FN Slots slots_of(const Tile& tile, Store store, int r) {
+    const Sizes& z = tile.cell->size;
+    const Members& m = tile.cell->member;
+    if (store == WORKING) {
+        return {tile.member(m.wk, z.window * z.keys, r), tile.member(m.wv, z.window * z.values, r),
+                tile.member(m.ws, z.window, r), tile.member(m.wa, z.window, r), z.window};
+    }
+    return {tile.member(m.ek, z.slots * z.keys, r), tile.member(m.ev, z.slots * z.values, r),
+            tile.member(m.es, z.slots, r), tile.member(m.ea, z.slots, r), z.slots};
+}
+
+template <class Team>
+ODE_FN void unit(const Team& team, float* vector, int n) {
+    const float squares = team.sum(n, [=](int i) { return vector[i] * vector[i]; });
+    const float length = std::sqrt(squares + 1e-12f);
+    team.each(n, [=](int i) { vector[i] = vector[i] / length; });
+}
+
+// What depends on the features alone, for all rows: logits of the gates, keys, values, and the content's share of
+// queries; then what h adds to queries and read gates.
+template <class Team>
+ODE_FN void project(const Team& team, const Tile& tile) {
+    const Cell& cell = *tile.cell;
+    const Places& p = cell.place;
+    const int features = cell.size.features, queries = p.said + cell.part.slot_query;
+    for (int r = 0; r < tile.rows; ++r) {
+        float* f = tile.at(p.features, r);
+        team.each(features, [=](int i) { f[features + i] = f[i] * f[i]; });
+    }
+    team.linear(cell.features, tile.view(p.features), {cell.features.bias, 0}, tile.span(p.said), tile.rows);
+    team.linear(cell.gate_inner, tile.view(p.features), {cell.gate_inner.bias, 0}, tile.span(p.inner), tile.rows);
+    for (int r = 0; r < tile.rows; ++r) {
+        float* x = tile.at(p.inner, r);
+        team.each(cell.size.gate, [=](int i) { x[i] = silu(x[i]); });
+    }
+    team.linear(cell.gate_outer, tile.view(p.inner), {cell.gate_outer.bias, 0}, tile.span(p.logits), tile.rows);
+    team.linear(cell.state, tile.view(p.h), tile.view(queries), tile.span(queries), tile.rows);
+}
+
+// gates: write proportions, read gates, forget factor, surprise. The favoured store gets the whole strength, the
+// others their share of it; an episodic event may also have to be a surprise.
+ODE_FN void gate_row(const Cell& cell, const float* logits, const float* said, float zeta, float* gates) {
+    const int stores = cell.size.stores;
+    const float strength = hard_sigmoid(logits[0]);
+    float top = logits[1], total = 0.0f;
+    for (int i = 1; i < stores; ++i) top = larger(logits[1 + i], top);
+    for (int i = 0; i < stores; ++i) total += exp_of(logits[1 + i] - top);
+    const float most = 1.0f / total;
+    for (int i = 0; i < stores; ++i) {
+        float write = strength * (exp_of(logits[1 + i] - top) / total) / most;
+        if (cell.size.surprise_gate && cell.size.store[i] == EPISODIC) {
+            write *= sigmoid(cell.surprise[0] * (zeta - cell.surprise[1]));
+        }
+        gates[i] = write;
+        gates[stores + i] = sigmoid(said[cell.part.read + i]);
+    }
+    gates[2 * stores] = hard_sigmoid(said[cell.part.keep]);
+    gates[2 * stores + 1] = zeta;
+}
+
+// out = opened · softmax(κ·cos(q, k) + log(s/s_max + ε) + bias)·values; zero when all slots are empty. age_slope: of
+// the bias −slope·log(1 + age), 0 without.
+template <class Team>
+ODE_FN void attend(const Team& team, const Tile& tile, const Slots& slots, const float* query, int which, float opened,
+                   int r, float* out) {
+    const Cell& cell = *tile.cell;
+    const int n = slots.count, values = cell.size.values;
+    const float sharpness = cell.sharpness[which], slope = which == 1 ? cell.age_slope : 0.0f;
+    const float dt = tile.dt(r), limit = cell.age_limit;
+    const float *strengths = slots.strengths, *ages = slots.ages;
+    float* scores = tile.at(cell.place.scores, r);
+    const float strongest = team.max(n, [=](int i) { return strengths[i]; });
+    const float floor = at_least(strongest, 1e-20f);
+    team.dots(slots.keys, query, n, cell.size.keys, scores);
+    team.each(n, [=](int i) {
+        const float age = at_most(ages[i] + dt, limit);
+        scores[i] = sharpness * scores[i] + log_of(strengths[i] / floor + 1e-6f) - slope * log_of(1.0f + age);
+    });
+    const float top = team.max(n, [=](int i) { return scores[i]; });
+    team.each(n, [=](int i) { scores[i] = exp_of(scores[i] - top); });
+    const float total = team.sum(n, [=](int i) { return scores[i]; });
+    team.mix(scores, slots.values, n, values, values, out);
+    team.each(values, [=](int i) { out[i] = strongest > 0.0f ? out[i] / total * opened : 0.0f; });
+}
+
+// out = opened · qᵀm in each head; `next` holds m, decayed.
+template <class Team>
+ODE_FN void read_matrix(const Team& team, const Sizes& z, const float* query, const float* next, float opened,
+                        float* out) {
+    for (int head = 0; head < z.heads; ++head) {
+        float* read = out + head * z.values;
+        team.mix(query + head * z.keys, next + head * z.keys * z.values, z.keys, z.values, z.values, read);
+        team.each(z.values, [=](int i) { read[i] = read[i] * opened; });
+    }
+}
+
+// Append key and value to the window and drop the oldest, in a row that was observed; else only ages grow.
+template <class Team>
+ODE_FN void write_window(const Team& team, const Tile& tile, const float* said, float strength, int r) {
+    const Cell& cell = *tile.cell;
+    const Sizes& z = cell.size;
+    const Members& m = cell.member;
+    const Slots old = slots_of(tile, WORKING, r);
+    const bool observed = *tile.fact(OBSERVED, r) > 0.0f;
+    const int drop = observed ? 1 : 0, kept = z.window - drop;
+    float *keys = tile.next(m.wk, z.window * z.keys, r), *values = tile.next(m.wv, z.window * z.values, r);
+    float *strengths = tile.next(m.ws, z.window, r), *ages = tile.next(m.wa, z.window, r);
+    const float dt = tile.dt(r), limit = cell.age_limit;
+    team.copy(kept * z.keys, old.keys + drop * z.keys, keys);
+    team.copy(kept * z.values, old.values + drop * z.values, values);
+    team.copy(kept, old.strengths + drop, strengths);
+    const float* before = old.ages + drop;
+    team.each(kept, [=](int i) { ages[i] = at_most(before[i] + dt, limit); });
+    if (observed) {
+        team.copy(z.keys, said + cell.part.slot_key, keys + kept * z.keys);
+        team.copy(z.values, said + cell.part.slot_value, values + kept * z.values);
+        team.set(strengths + kept, strength);
+        team.set(ages + kept, 0.0f);
+    }
+}
+
+// The gated delta rule, m ← keep·m, then m ← m + β·k ⊗ (v − kᵀm) (Yang et al. 2024, gated delta networks).
+template <class Team>
+ODE_FN void write_matrix(const Team& team, const Tile& tile, const float* said, float strength, float keep, int r) {
+    const Cell& cell = *tile.cell;
+    const Sizes& z = cell.size;
+    float* next = tile.next(cell.member.m, z.heads * z.keys * z.values, r);
+    float* error = tile.at(cell.place.scores, r);
+    for (int head = 0; head < z.heads; ++head) {
+        const float *key = said + cell.part.matrix_key + head * z.keys;
+        const float *value = said + cell.part.matrix_value + head * z.values;
+        float* m = next + head * z.keys * z.values;
+        team.mix(key, m, z.keys, z.values, z.values, error);
+        team.each(z.values, [=](int i) { error[i] = value[i] - keep * error[i]; });
+        team.add_outer(m, keep, strength, key, error, z.keys, z.values);
+    }
+}
+
+// The weakest slot gives way, and only to a stronger event.
+template <class Team>
+ODE_FN void write_slots(const Team& team, const Tile& tile, const float* said, float strength, int r) {
+    const Cell& cell = *tile.cell;
+    const Sizes& z = cell.size;
+    const Members& m = cell.member;
+    const Slots old = slots_of(tile, EPISODIC, r);
+    float *keys = tile.next(m.ek, z.slots * z.keys, r), *values = tile.next(m.ev, z.slots * z.values, r);
+    float *strengths = tile.next(m.es, z.slots, r), *ages = tile.next(m.ea, z.slots, r);
+    const float dt = tile.dt(r), limit = cell.age_limit;
+    const float* before = old.ages;
+    team.copy(z.slots * z.keys, old.keys, keys);
+    team.copy(z.slots * z.values, old.values, values);
+    team.copy(z.slots, old.strengths, strengths);
+    team.each(z.slots, [=](int i) { ages[i] = at_most(before[i] + dt, limit); });
+    int weakest = 0;
+    for (int i = 1; i < z.slots; ++i) weakest = old.strengths[i] < old.strengths[weakest] ? i : weakest;
+    if (*tile.fact(OBSERVED, r) > 0.0f && strength > old.strengths[weakest]) {
+        team.copy(z.keys, said + cell.part.slot_key, keys + weakest * z.keys);
+        team.copy(z.values, said + cell.part.slot_value, values + weakest * z.values);
+        team.set(strengths + weakest, strength);
+        team.set(ages + weakest, 0.0f);
+    }
+}
+
+// Keys and queries of length one, in each head.
+template <class Team>
+ODE_FN void normalise_addresses(const Team& team, const Cell& cell, float* said) {
+    const Sizes& z = cell.size;
+    if (cell.member.wk != ABSENT || cell.member.ek != ABSENT) {
+        unit(team, said + cell.part.slot_key, z.keys);
+        unit(team, said + cell.part.slot_query, z.keys);
+    }
+    for (int head = 0; cell.member.m != ABSENT && head < z.heads; ++head) {
+        unit(team, said + cell.part.matrix_key + head * z.keys, z.keys);
+        unit(team, said + cell.part.matrix_query + head * z.keys, z.keys);
+    }
+}
+
+template <class Team>
+ODE_FN void decay_matrix(const Team& team, const Tile& tile, int r) {
+    const Cell& cell = *tile.cell;
+    const int size = cell.size.heads * cell.size.keys * cell.size.values;
+    const float share = exp_of(-cell.decay_rate * tile.dt(r));
+    const float* before = tile.member(cell.member.m, size, r);
+    float* next = tile.next(cell.member.m, size, r);
+    team.each(size, [=](int i) { next[i] = share * before[i]; });
+}
+
+// Read every store of one row, then write to it. reads: behind e in the buffer `updating`.
+template <class Team>
+ODE_FN void read_and_write(const Team& team, const Tile& tile, int r, float* reads) {
+    const Cell& cell = *tile.cell;
+    const Sizes& z = cell.size;
+    float *said = tile.at(cell.place.said, r), *gates = tile.gates(r);
+    normalise_addresses(team, cell, said);
+    for (int i = 0; i < z.stores; ++i) {
+        const float opened = gates[z.stores + i];
+        const Store store = static_cast<Store>(z.store[i]);
+        if (store == LONGTERM) {
+            decay_matrix(team, tile, r);
+            float* next = tile.next(cell.member.m, z.heads * z.keys * z.values, r);
+            read_matrix(team, z, said + cell.part.matrix_query, next, opened, reads);
+            if (*tile.fact(OBSERVED, r) > 0.0f) write_matrix(team, tile, said, gates[i], gates[2 * z.stores], r);
+            reads += z.heads * z.values;
+            continue;
+        }
+        const int which = store == WORKING ? 1 : 0;
+        attend(team, tile, slots_of(tile, store, r), said + cell.part.slot_query, which, opened, r, reads);
+        if (store == WORKING) write_window(team, tile, said, gates[i], r);
+        else write_slots(team, tile, said, gates[i], r);
+        reads += z.values;
+    }
+}
+
+template <class Team>
+ODE_FN void hybrid_memory(const Team& team, const Tile& tile) {
+    const Cell& cell = *tile.cell;
+    project(team, tile);
+    for (int r = 0; r < tile.rows; ++r) {
+        const float *logits = tile.at(cell.place.logits, r), *said = tile.at(cell.place.said, r);
+        const float zeta = *tile.fact(ZETA, r);
+        float* gates = tile.gates(r);
+        team.once([&] { gate_row(cell, logits, said, zeta, gates); });
+        read_and_write(team, tile, r, tile.at(cell.place.updating, r) + cell.size.hidden);
+    }
+}
+
+}  // namespace ODE_ISA
+}  // namespace odestream

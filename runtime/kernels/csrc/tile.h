@@ -1,0 +1,56 @@
+// The rows that one pass works on, and where their inputs, state and buffers lie.
+#pragma once
+
+#include "model.h"
+
+namespace odestream {
+namespace ODE_ISA {
+
+// Numbers of a row that its steps hand on.
+enum Fact { ERR, OBSERVED, ZETA, ELAPSED, FACTS };
+
+// Rows `stride` apart, read; stride 0: the same row for all. A null `data` stands for zeros.
+struct View {
+    const float* data;
+    int stride;
+};
+
+struct Span {
+    float* data;
+    int stride;
+};
+
+struct Tile {
+    const Cell* cell;
+    const Call* call;
+    int first, rows;
+
+    ODE_FN int stride() const { return cell->place.row; }
+    ODE_FN float* at(int place, int r) const { return call->scratch + place + static_cast<long>(r) * stride(); }
+    ODE_FN float* fact(int which, int r) const { return at(cell->place.facts, r) + which; }
+    ODE_FN View view(int place) const { return {at(place, 0), stride()}; }
+    ODE_FN Span span(int place) const { return {at(place, 0), stride()}; }
+
+    ODE_FN float dt(int r) const { return call->dt[first + r]; }
+    ODE_FN const float* phase(int r) const {
+        return call->phase + static_cast<long>(first + r) * 2 * cell->size.frequencies;
+    }
+    ODE_FN const float* mask(int r) const { return call->mask + static_cast<long>(first + r) * cell->size.channels; }
+    ODE_FN const float* x(int r) const {
+        return static_cast<const float*>(call->x) + static_cast<long>(first + r) * cell->size.channels;
+    }
+    ODE_FN int64_t token(int r) const { return static_cast<const int64_t*>(call->x)[first + r]; }
+
+    ODE_FN const float* member(int offset, int size, int r) const {
+        return of(call->state, offset, size, call->batch, first + r);
+    }
+    ODE_FN float* next(int offset, int size, int r) const {
+        return of(call->next_state, offset, size, call->batch, first + r);
+    }
+    ODE_FN float* y(int r) const { return call->y + static_cast<long>(first + r) * cell->size.answers; }
+    ODE_FN float* err(int r) const { return call->err + first + r; }
+    ODE_FN float* gates(int r) const { return call->gates + static_cast<long>(first + r) * cell->size.gates; }
+};
+
+}  // namespace ODE_ISA
+}  // namespace odestream
