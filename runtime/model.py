@@ -40,7 +40,7 @@ def load(path: str | os.PathLike[str], backend: str = AUTO, threads: int = 1) ->
             refusals.append(str(error))
             continue
         why = f"{name} is the fastest backend that is installed and reproduces the bundle's stored vectors here"
-        return Model(bundle, engine, why + "".join(f" (not {refusal})" for refusal in refusals))
+        return Model(bundle, engine, why + "".join(f"; {refusal}" for refusal in refusals))
     raise CompatError("; ".join(refusals))
 
 

@@ -14,7 +14,12 @@ from odestream.runtime.arena import Arena
 from odestream.runtime.bundle import Bundle
 from odestream.runtime.errors import CompatError
 
-BACKENDS = MappingProxyType({"onnxruntime": "odestream.runtime.backends.onnxruntime"})
+BACKENDS = MappingProxyType(
+    {
+        "native": "odestream.runtime.backends.native",
+        "onnxruntime": "odestream.runtime.backends.onnxruntime",
+    }
+)
 """Name → module of every backend, the fastest first. Each module has `open_engine(bundle, threads) -> Engine`."""
 
 
@@ -61,3 +66,14 @@ def open_engine(name: str, bundle: Bundle, threads: int) -> Engine:
         raise CompatError(f"unknown backend {name!r}; choose auto or one of {', '.join(BACKENDS)}")
     opener: Callable[[Bundle, int], Engine] = import_module(BACKENDS[name]).open_engine
     return opener(bundle, threads)
+
+
+def open_fastest(bundle: Bundle, threads: int) -> Engine:
+    """The first backend that takes `bundle`, not yet tested; CompatError with what each said where none does."""
+    refusals = []
+    for name in BACKENDS:
+        try:
+            return open_engine(name, bundle, threads)
+        except CompatError as error:  # noqa: PERF203 - a handful of backends
+            refusals.append(str(error))
+    raise CompatError("; ".join(refusals))

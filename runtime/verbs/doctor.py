@@ -13,6 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
+from odestream.runtime.errors import CompatError
+from odestream.runtime.kernels.build import COMMAND
+from odestream.runtime.kernels.library import load_library
 from odestream.runtime.verbs.console import machine, print_json, show_table, versions
 
 PACKAGES = (
@@ -42,7 +45,7 @@ def doctor(
     """
     installed = versions(*PACKAGES)
     board = describe_board()
-    parts = [onnxruntime_part(installed, board), *extra_parts(installed)]
+    parts = [onnxruntime_part(installed, board), native_part(), *extra_parts(installed)]
     if as_json:
         print_json(
             {
@@ -55,7 +58,7 @@ def doctor(
         )
     else:
         _show(installed, board, parts)
-    if not parts[0].ready:
+    if not any(part.ready for part in parts[:2]):
         raise typer.Exit(1)
 
 
@@ -85,6 +88,15 @@ def onnxruntime_part(installed: dict[str, str | None], board: dict[str, Any]) ->
         )
     extra = "gpu" if board["nvidia_driver"] and board["architecture"] != "aarch64" else "cpu"
     return Part("backend onnxruntime", False, "not installed", f"pip install 'odestream[{extra}]'")
+
+
+def native_part() -> Part:
+    """Whether our own kernels can run cells on this processor."""
+    try:
+        library = load_library()
+    except CompatError as error:
+        return Part("backend native", False, str(error), COMMAND)
+    return Part("backend native", True, f"built for {library.odestream_instruction_set().decode()}", None)
 
 
 def extra_parts(installed: dict[str, str | None]) -> list[Part]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from odestream.runtime.backends import BACKENDS, open_engine
+from odestream.runtime.backends import open_engine, open_fastest
 from odestream.runtime.bundle import read_bundle
 from odestream.runtime.contract.manifest import ParityRow
 from odestream.runtime.errors import CompatError
@@ -43,7 +43,7 @@ def verify(
     compare = None if run is None else _framework()
     loaded = read_bundle(bundle)
     # Not `load`: its self-test would refuse the very engine whose differences are to be shown.
-    engine = open_engine(next(iter(BACKENDS)) if backend == AUTO else backend, loaded, threads=1)
+    engine = open_fastest(loaded, 1) if backend == AUTO else open_engine(backend, loaded, 1)
     try:
         if compare is None:
             rows: Sequence[ParityRow] = verify_vectors(engine, loaded, steps)
