@@ -109,7 +109,7 @@ ODE_FN float score(float amount, bool observed, const float* st, float* next) {
     next[0] = counted ? mean + RATE * distance : mean;
     next[1] = counted ? variance + RATE * (distance * distance - variance) : variance;
     next[2] = observed && !counted ? 1.0f : seen;
-    return counted ? clamp(distance / std::sqrt(variance + 1e-3f), -4.0f, 4.0f) : 0.0f;
+    return counted ? clamp(distance / ::sqrtf(variance + 1e-3f), -4.0f, 4.0f) : 0.0f;
 }
 
 template <class Team>

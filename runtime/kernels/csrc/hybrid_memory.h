@@ -27,7 +27,7 @@ ODE_FN Slots slots_of(const Tile& tile, Store store, int r) {
 template <class Team>
 ODE_FN void unit(const Team& team, float* vector, int n) {
     const float squares = team.sum(n, [=](int i) { return vector[i] * vector[i]; });
-    const float length = std::sqrt(squares + 1e-12f);
+    const float length = ::sqrtf(squares + 1e-12f);
     team.each(n, [=](int i) { vector[i] = vector[i] / length; });
 }
 

@@ -85,10 +85,4 @@ struct Call {
 
 constexpr int TILE = 8;  // rows that one pass over the weights serves
 
-// Begin of a member of stream `row`.
-template <class Float>
-ODE_FN Float* of(Float* state, int member, int size, int batch, int row) {
-    return state + static_cast<long>(member) * batch + static_cast<long>(row) * size;
-}
-
 }  // namespace odestream

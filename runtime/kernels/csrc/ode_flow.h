@@ -86,7 +86,8 @@ ODE_FN void estimate(const Team& team, const Tile& tile, float share, int h, int
             const float ratio = size * error[i] / allowed;
             return ratio * ratio;
         });
-        team.set(tile.fact(ERR, r), larger(std::sqrt(squares / width), *tile.fact(ERR, r)));
+        float* err = tile.fact(ERR, r);
+        team.once([=] { *err = larger(::sqrtf(squares / width), *err); });
     }
 }
 

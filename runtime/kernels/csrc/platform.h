@@ -4,9 +4,11 @@
 #include <cstdint>
 
 #if defined(__CUDACC__)
-#define ODE_FN __host__ __device__ inline
-#define ODE_INLINE __host__ __device__ __forceinline__
+#define ODE_BOTH __host__ __device__ __forceinline__
+#define ODE_FN __device__ inline
+#define ODE_INLINE __device__ __forceinline__
 #else
+#define ODE_BOTH __attribute__((always_inline))
 #define ODE_FN inline
 #define ODE_INLINE inline __attribute__((always_inline))  // a loop over a call that stays a call is not vector code
 #endif
@@ -21,6 +23,6 @@ namespace odestream {
 
 constexpr int LANES = 16;  // floats that a packed matrix keeps together; every buffer's length is a multiple
 
-constexpr int padded(int n) { return (n + LANES - 1) / LANES * LANES; }
+ODE_BOTH constexpr int padded(int n) { return (n + LANES - 1) / LANES * LANES; }
 
 }  // namespace odestream

@@ -20,6 +20,12 @@ struct Span {
     int stride;
 };
 
+// Begin of a member of stream `row`.
+template <class Float>
+ODE_FN Float* of(Float* state, int member, int size, int batch, int row) {
+    return state + static_cast<long>(member) * batch + static_cast<long>(row) * size;
+}
+
 struct Tile {
     const Cell* cell;
     const Call* call;
