@@ -79,9 +79,9 @@ struct CudaTeam {
         });
     }
 
-    __device__ void add_outer(float* m, float keep, float strength, const float* key, const float* error, int keys,
-                              int values) const {
-        each(keys * values, [=](int i) { m[i] = keep * m[i] + strength * key[i / values] * error[i % values]; });
+    __device__ void add_outer(const float* m, float keep, float strength, const float* key, const float* error,
+                              int keys, int values, float* out) const {
+        each(keys * values, [=](int i) { out[i] = keep * m[i] + strength * key[i / values] * error[i % values]; });
     }
 
 private:

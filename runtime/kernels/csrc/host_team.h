@@ -2,6 +2,7 @@
 // are written with vector types, so that their sums stay in registers and have one order whatever the number of rows.
 #pragma once
 
+#include "maths.h"
 #include "tile.h"
 
 #include <cstring>
@@ -11,10 +12,16 @@ namespace ODE_ISA {
 
 #if defined(__AVX512F__)
 constexpr int WIDTH = 16;
+#define ODE_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODE_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #elif defined(__AVX__)
 constexpr int WIDTH = 8;
+#define ODE_EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define ODE_ODD 1, 3, 5, 7, 9, 11, 13, 15
 #else
 constexpr int WIDTH = 4;
+#define ODE_EVEN 0, 2, 4, 6
+#define ODE_ODD 1, 3, 5, 7
 #endif
 
 // Aligned to a float only: state members and inputs begin anywhere.
@@ -101,24 +108,76 @@ inline void four_panels(const float* w, int columns, View x, View init, Span y, 
     for (; r < rows; ++r) product<1, 4, 1>(w, columns, row(x, r), row(init, r), row(y, r));
 }
 
-inline void last_panels(const float* w, int panels, int columns, View x, View init, Span y) {
-    if (panels == 1) product<1, 1, 4>(w, columns, x, init, y);
-    if (panels == 2) product<1, 2, 2>(w, columns, x, init, y);
-    if (panels == 3) product<1, 3, 2>(w, columns, x, init, y);
+template <int ROWS>
+inline void some_panels(const float* w, int panels, int columns, View x, View init, Span y) {
+    if (panels == 1) product<ROWS, 1, 4>(w, columns, x, init, y);
+    if (panels == 2) product<ROWS, 2, 2>(w, columns, x, init, y);
+    if (panels == 3) product<ROWS, 3, 2>(w, columns, x, init, y);
 }
 
-// out[0 … ROWS·LANES) = Σ weights[n] · rows[n·stride …)
-template <int BLOCKS>
+// Fewer than four panels. The sums of one row fill the registers of a narrow machine already.
+inline void last_panels(const float* w, int panels, int columns, View x, View init, Span y, int rows) {
+    constexpr int TOGETHER = WIDTH == 16 ? 4 : 1;
+    int r = 0;
+    for (; r + TOGETHER <= rows; r += TOGETHER) {
+        some_panels<TOGETHER>(w, panels, columns, row(x, r), row(init, r), row(y, r));
+    }
+    for (; r < rows; ++r) some_panels<1>(w, panels, columns, row(x, r), row(init, r), row(y, r));
+}
+
+// out[0 … BLOCKS·LANES) = Σ weights[n] · rows[n·stride …), the terms dealt out to SPLIT sums.
+template <int BLOCKS, int SPLIT>
 inline void mix_block(const float* weights, const float* rows, int count, int stride, float* out) {
-    Vec sum[BLOCKS * PARTS] = {};
-    for (int n = 0; n < count; ++n) {
+    Vec sum[SPLIT][BLOCKS * PARTS] = {};
+    const auto add = [&](int n, int s) __attribute__((always_inline)) {
 #pragma GCC unroll 16
         for (int v = 0; v < BLOCKS * PARTS; ++v) {
-            sum[v] += load(rows + static_cast<long>(n) * stride + v * WIDTH) * weights[n];
+            sum[s][v] += load(rows + static_cast<long>(n) * stride + v * WIDTH) * weights[n];
         }
+    };
+    int n = 0;
+    for (; n + SPLIT <= count; n += SPLIT) {
+#pragma GCC unroll 8
+        for (int s = 0; s < SPLIT; ++s) add(n + s, s);
     }
+    for (; n < count; ++n) add(n, 0);
 #pragma GCC unroll 16
-    for (int v = 0; v < BLOCKS * PARTS; ++v) store(out + v * WIDTH, sum[v]);
+    for (int v = 0; v < BLOCKS * PARTS; ++v) {
+        Vec total = sum[0][v];
+#pragma GCC unroll 8
+        for (int s = 1; s < SPLIT; ++s) total += sum[s][v];
+        store(out + v * WIDTH, total);
+    }
+}
+
+// Sums of neighbours, those of a before those of b.
+inline Vec neighbours(Vec a, Vec b) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, ODE_EVEN) + __builtin_shufflevector(a, b, ODE_ODD);
+#else
+    typedef int Places __attribute__((vector_size(4 * WIDTH)));
+    return __builtin_shuffle(a, b, Places{ODE_EVEN}) + __builtin_shuffle(a, b, Places{ODE_ODD});
+#endif
+}
+
+// The sums of N vectors' lanes, WIDTH/N of them a vector, in the vectors' order.
+template <int N>
+inline Vec lane_sums(const Vec* vectors) {
+    return neighbours(lane_sums<N / 2>(vectors), lane_sums<N / 2>(vectors + N / 2));
+}
+template <>
+inline Vec lane_sums<1>(const Vec* vectors) {
+    return *vectors;
+}
+
+// The sum of LANES floats in memory.
+inline float sum_lanes(const float* lanes) {
+    Vec total = load(lanes);
+#pragma GCC unroll 4
+    for (int v = 1; v < PARTS; ++v) total += load(lanes + v * WIDTH);
+#pragma GCC unroll 4
+    for (int width = WIDTH; width > 1; width /= 2) total = neighbours(total, total);
+    return total[0];
 }
 
 inline float dot(const float* a, const float* b, int n) {
@@ -132,10 +191,22 @@ inline float dot(const float* a, const float* b, int n) {
 #pragma GCC unroll 4
     for (int v = 0; v < PARTS; ++v) store(lanes + v * WIDTH, sum[v]);
     for (int k = 0; i + k < n; ++k) lanes[k] += a[i + k] * b[i + k];
-    for (int half = LANES / 2; half > 0; half /= 2) {
-        for (int k = 0; k < half; ++k) lanes[k] += lanes[k + half];
+    return sum_lanes(lanes);
+}
+
+// out[n] = keys[n] · query for WIDTH keys, whose sums across lanes are taken together.
+inline void dots_block(const float* keys, const float* query, int width, float* out) {
+    Vec sum[WIDTH] = {};
+    int i = 0;
+    for (; i + WIDTH <= width; i += WIDTH) {
+        const Vec part = load(query + i);
+#pragma GCC unroll 16
+        for (int n = 0; n < WIDTH; ++n) sum[n] += load(keys + static_cast<long>(n) * width + i) * part;
     }
-    return lanes[0];
+    store(out, lane_sums<WIDTH>(sum));
+    for (; i < width; ++i) {
+        for (int n = 0; n < WIDTH; ++n) out[n] += keys[static_cast<long>(n) * width + i] * query[i];
+    }
 }
 
 struct HostTeam {
@@ -165,21 +236,23 @@ struct HostTeam {
             for (int k = 0; k < LANES; ++k) lanes[k] += f(i + k);
         }
         for (int k = 0; i + k < n; ++k) lanes[k] += f(i + k);
-        for (int half = LANES / 2; half > 0; half /= 2) {
-            for (int k = 0; k < half; ++k) lanes[k] += lanes[k + half];
-        }
-        return lanes[0];
+        return sum_lanes(lanes);
     }
 
     // The largest f(i), NaN if one is; n is at least 1.
     template <class F>
     ODE_INLINE float max(int n, F f) const {
-        float most = f(0);
-        for (int i = 1; i < n; ++i) {
-            const float value = f(i);
-            most = value > most || value != value ? value : most;
+        float lanes[LANES];
+        for (int k = 0; k < LANES; ++k) lanes[k] = f(k < n ? k : 0);
+        int i = LANES;
+        for (; i + LANES <= n; i += LANES) {
+            for (int k = 0; k < LANES; ++k) lanes[k] = larger(f(i + k), lanes[k]);
         }
-        return most;
+        for (int k = 0; i + k < n; ++k) lanes[k] = larger(f(i + k), lanes[k]);
+        for (int half = LANES / 2; half > 0; half /= 2) {
+            for (int k = 0; k < half; ++k) lanes[k] = larger(lanes[k + half], lanes[k]);
+        }
+        return lanes[0];
     }
 
     void copy(int n, const float* from, float* to) const { std::memcpy(to, from, sizeof(float) * n); }
@@ -192,17 +265,16 @@ struct HostTeam {
         for (; p + 4 <= w.panels; p += 4) {
             four_panels(w.data + p * stride, w.columns, x, panel(init, p), panel(y, p), rows);
         }
-        for (int r = 0; r < rows && p < w.panels; ++r) {
-            last_panels(w.data + p * stride, w.panels - p, w.columns, row(x, r), panel(row(init, r), p),
-                        panel(row(y, r), p));
-        }
+        if (p == w.panels) return;
+        last_panels(w.data + p * stride, w.panels - p, w.columns, x, panel(init, p), panel(y, p), rows);
     }
 
     // out[0 … width) = Σ weights[n] · rows[n·stride …)
     void mix(const float* weights, const float* rows, int count, int stride, int width, float* out) const {
         int d = 0;
-        for (; d + 4 * LANES <= width; d += 4 * LANES) mix_block<4>(weights, rows + d, count, stride, out + d);
-        for (; d + LANES <= width; d += LANES) mix_block<1>(weights, rows + d, count, stride, out + d);
+        for (; d + 4 * LANES <= width; d += 4 * LANES) mix_block<4, 1>(weights, rows + d, count, stride, out + d);
+        for (; d + 2 * LANES <= width; d += 2 * LANES) mix_block<2, 2>(weights, rows + d, count, stride, out + d);
+        for (; d + LANES <= width; d += LANES) mix_block<1, 4>(weights, rows + d, count, stride, out + d);
         for (; d < width; ++d) {
             float sum = 0.0f;
             for (int n = 0; n < count; ++n) sum += weights[n] * rows[static_cast<long>(n) * stride + d];
@@ -212,16 +284,19 @@ struct HostTeam {
 
     // out[n] = keys[n] · query
     void dots(const float* keys, const float* query, int count, int width, float* out) const {
-        for (int n = 0; n < count; ++n) out[n] = dot(keys + static_cast<long>(n) * width, query, width);
+        int n = 0;
+        for (; n + WIDTH <= count; n += WIDTH) dots_block(keys + static_cast<long>(n) * width, query, width, out + n);
+        for (; n < count; ++n) out[n] = dot(keys + static_cast<long>(n) * width, query, width);
     }
 
-    // m = keep·m + strength · key ⊗ error, m [keys, values]
-    void add_outer(float* m, float keep, float strength, const float* key, const float* error, int keys,
-                   int values) const {
+    // out = keep·m + strength · key ⊗ error, m and out [keys, values]
+    void add_outer(const float* m, float keep, float strength, const float* key, const float* error, int keys,
+                   int values, float* out) const {
         for (int k = 0; k < keys; ++k) {
             const float share = strength * key[k];
-            float* to = m + static_cast<long>(k) * values;
-            each(values, [=](int i) { to[i] = keep * to[i] + share * error[i]; });
+            const float* from = m + static_cast<long>(k) * values;
+            float* to = out + static_cast<long>(k) * values;
+            each(values, [=](int i) { to[i] = keep * from[i] + share * error[i]; });
         }
     }
 };

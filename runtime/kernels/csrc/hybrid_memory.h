@@ -73,14 +73,14 @@ ODE_FN void gate_row(const Cell& cell, const float* logits, const float* said, f
     gates[2 * stores + 1] = zeta;
 }
 
-// out = opened · softmax(κ·cos(q, k) + log(s/s_max + ε) + bias)·values; zero when all slots are empty. age_slope: of
-// the bias −slope·log(1 + age), 0 without.
+// out = opened · softmax(κ·cos(q, k) + log(s/s_max + ε) + bias)·values; zero when all slots are empty. The bias of the
+// working memory is −slope·log(1 + age).
 template <class Team>
-ODE_FN void attend(const Team& team, const Tile& tile, const Slots& slots, const float* query, int which, float opened,
+ODE_FN void attend(const Team& team, const Tile& tile, const Slots& slots, const float* query, Store store, float opened,
                    int r, float* out) {
     const Cell& cell = *tile.cell;
     const int n = slots.count, values = cell.size.values;
-    const float sharpness = cell.sharpness[which], slope = which == 1 ? cell.age_slope : 0.0f;
+    const float sharpness = cell.sharpness[store == WORKING ? 1 : 0], slope = cell.age_slope;
     const float dt = tile.dt(r), limit = cell.age_limit;
     const float *strengths = slots.strengths, *ages = slots.ages;
     float* scores = tile.at(cell.place.scores, r);
@@ -88,9 +88,11 @@ ODE_FN void attend(const Team& team, const Tile& tile, const Slots& slots, const
     const float floor = at_least(strongest, 1e-20f);
     team.dots(slots.keys, query, n, cell.size.keys, scores);
     team.each(n, [=](int i) {
-        const float age = at_most(ages[i] + dt, limit);
-        scores[i] = sharpness * scores[i] + log_of(strengths[i] / floor + 1e-6f) - slope * log_of(1.0f + age);
+        scores[i] = sharpness * scores[i] + log_of(strengths[i] / floor + 1e-6f);
     });
+    if (store == WORKING) {
+        team.each(n, [=](int i) { scores[i] -= slope * log_of(1.0f + at_most(ages[i] + dt, limit)); });
+    }
     const float top = team.max(n, [=](int i) { return scores[i]; });
     team.each(n, [=](int i) { scores[i] = exp_of(scores[i] - top); });
     const float total = team.sum(n, [=](int i) { return scores[i]; });
@@ -98,14 +100,14 @@ ODE_FN void attend(const Team& team, const Tile& tile, const Slots& slots, const
     team.each(values, [=](int i) { out[i] = strongest > 0.0f ? out[i] / total * opened : 0.0f; });
 }
 
-// out = opened · qᵀm in each head; `next` holds m, decayed.
+// out = opened · qᵀm in each head, m being `before` times `share`, what the decay left of it.
 template <class Team>
-ODE_FN void read_matrix(const Team& team, const Sizes& z, const float* query, const float* next, float opened,
-                        float* out) {
+ODE_FN void read_matrix(const Team& team, const Sizes& z, const float* query, const float* before, float share,
+                        float opened, float* out) {
     for (int head = 0; head < z.heads; ++head) {
         float* read = out + head * z.values;
-        team.mix(query + head * z.keys, next + head * z.keys * z.values, z.keys, z.values, z.values, read);
-        team.each(z.values, [=](int i) { read[i] = read[i] * opened; });
+        team.mix(query + head * z.keys, before + head * z.keys * z.values, z.keys, z.values, z.values, read);
+        team.each(z.values, [=](int i) { read[i] = share * read[i] * opened; });
     }
 }
 
@@ -134,20 +136,27 @@ ODE_FN void write_window(const Team& team, const Tile& tile, const float* said, 
     }
 }
 
-// The gated delta rule, m ← keep·m, then m ← m + β·k ⊗ (v − kᵀm) (Yang et al. 2024, gated delta networks).
+// The gated delta rule, m ← keep·m, then m ← m + β·k ⊗ (v − kᵀm) (Yang et al. 2024, gated delta networks), on what the
+// decay left of m; in a row that was not observed, the decay alone.
 template <class Team>
-ODE_FN void write_matrix(const Team& team, const Tile& tile, const float* said, float strength, float keep, int r) {
+ODE_FN void write_matrix(const Team& team, const Tile& tile, const float* said, float share, float strength, float keep,
+                         int r) {
     const Cell& cell = *tile.cell;
     const Sizes& z = cell.size;
-    float* next = tile.next(cell.member.m, z.heads * z.keys * z.values, r);
-    float* error = tile.at(cell.place.scores, r);
+    const int size = z.keys * z.values;
+    const float* before = tile.member(cell.member.m, z.heads * size, r);
+    float *next = tile.next(cell.member.m, z.heads * size, r), *error = tile.at(cell.place.scores, r);
+    if (!(*tile.fact(OBSERVED, r) > 0.0f)) {
+        team.each(z.heads * size, [=](int i) { next[i] = share * before[i]; });
+        return;
+    }
+    const float kept = keep * share;
     for (int head = 0; head < z.heads; ++head) {
-        const float *key = said + cell.part.matrix_key + head * z.keys;
-        const float *value = said + cell.part.matrix_value + head * z.values;
-        float* m = next + head * z.keys * z.values;
+        const float *key = said + cell.part.matrix_key + head * z.keys, *m = before + head * size;
+        const float* value = said + cell.part.matrix_value + head * z.values;
         team.mix(key, m, z.keys, z.values, z.values, error);
-        team.each(z.values, [=](int i) { error[i] = value[i] - keep * error[i]; });
-        team.add_outer(m, keep, strength, key, error, z.keys, z.values);
+        team.each(z.values, [=](int i) { error[i] = value[i] - kept * error[i]; });
+        team.add_outer(m, kept, strength, key, error, z.keys, z.values, next + head * size);
     }
 }
 
@@ -190,16 +199,6 @@ ODE_FN void normalise_addresses(const Team& team, const Cell& cell, float* said)
     }
 }
 
-template <class Team>
-ODE_FN void decay_matrix(const Team& team, const Tile& tile, int r) {
-    const Cell& cell = *tile.cell;
-    const int size = cell.size.heads * cell.size.keys * cell.size.values;
-    const float share = exp_of(-cell.decay_rate * tile.dt(r));
-    const float* before = tile.member(cell.member.m, size, r);
-    float* next = tile.next(cell.member.m, size, r);
-    team.each(size, [=](int i) { next[i] = share * before[i]; });
-}
-
 // Read every store of one row, then write to it. reads: behind e in the buffer `updating`.
 template <class Team>
 ODE_FN void read_and_write(const Team& team, const Tile& tile, int r, float* reads) {
@@ -211,15 +210,14 @@ ODE_FN void read_and_write(const Team& team, const Tile& tile, int r, float* rea
         const float opened = gates[z.stores + i];
         const Store store = static_cast<Store>(z.store[i]);
         if (store == LONGTERM) {
-            decay_matrix(team, tile, r);
-            float* next = tile.next(cell.member.m, z.heads * z.keys * z.values, r);
-            read_matrix(team, z, said + cell.part.matrix_query, next, opened, reads);
-            if (*tile.fact(OBSERVED, r) > 0.0f) write_matrix(team, tile, said, gates[i], gates[2 * z.stores], r);
+            const float share = exp_of(-cell.decay_rate * tile.dt(r));
+            const float* before = tile.member(cell.member.m, z.heads * z.keys * z.values, r);
+            read_matrix(team, z, said + cell.part.matrix_query, before, share, opened, reads);
+            write_matrix(team, tile, said, share, gates[i], gates[2 * z.stores], r);
             reads += z.heads * z.values;
             continue;
         }
-        const int which = store == WORKING ? 1 : 0;
-        attend(team, tile, slots_of(tile, store, r), said + cell.part.slot_query, which, opened, r, reads);
+        attend(team, tile, slots_of(tile, store, r), said + cell.part.slot_query, store, opened, r, reads);
         if (store == WORKING) write_window(team, tile, said, gates[i], r);
         else write_slots(team, tile, said, gates[i], r);
         reads += z.values;
