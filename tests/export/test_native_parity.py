@@ -18,6 +18,7 @@ from odestream.runtime.arena import Layout, all_finite
 from odestream.runtime.backends.native import NativeBinding, open_engine
 from odestream.runtime.bundle import Bundle
 from odestream.runtime.contract.tableau import TABLEAUS
+from odestream.runtime.errors import StateError
 from odestream.runtime.kernels.library import load_library
 from odestream.runtime.replay import failures, verify_vectors
 from tests.export.conftest import CONFIGS, Exported
@@ -201,7 +202,7 @@ def test_errors_of_a_call_are_values_and_not_crashes() -> None:
     binding.inputs["x"][...] = [300, 255]  # the first was not seen
     binding.run("1")
     binding.inputs["x"][...] = [0, 256]
-    with pytest.raises(Exception, match="a token is not between 0 and 255"):
+    with pytest.raises(StateError, match="a token is not between 0 and 255"):
         binding.run("1")
 
 

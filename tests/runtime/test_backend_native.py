@@ -166,11 +166,13 @@ def with_size(name: str, value: int) -> Callable[[Bundle], Bundle]:
     return lambda b: changed(b, config=b.manifest.config | {"sizes": b.manifest.config["sizes"] | {name: value}})
 
 
+WIDTHS = ("hidden", "field", "content", "head", "gate", "window", "slots", "heads", "keys", "values")
 UNFIT: list[tuple[Callable[[Bundle], Bundle], str]] = [
     (without("field.hidden"), "weight field.hidden is missing"),
     (with_size("hidden", 7), r"weight field.decay is \[6, 1\], expected \[7, 1\]"),
     (with_size("hidden", 0), "sizes are not all between 1 and 65536"),
     (with_size("window", 1 << 40), "window 1099511627776"),
+    (with_config(sizes=dict.fromkeys(WIDTHS, 1 << 16)), "memories are too large"),
     (with_size("slots", 9), "native steps over .* export it again"),
     (with_config(stores=["working", "working"]), "stores name one twice"),
     (with_config(stores=[]), "0 stores"),

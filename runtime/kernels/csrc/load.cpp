@@ -133,7 +133,8 @@ void check_config(const odestream_config& c) {
     check(c.stages >= 1 && c.stages <= MAX_STAGES, "method has no stage or more than 16");
     check(static_cast<int64_t>(c.channels) * (c.averages + 3) <= LARGEST &&
               static_cast<int64_t>(c.heads) * c.keys * c.values <= 1 << 24 &&
-              static_cast<int64_t>(c.slots) * (c.keys + c.values) <= 1 << 26,
+              static_cast<int64_t>(c.slots) * (c.keys + c.values) <= 1 << 26 &&
+              static_cast<int64_t>(c.window) * (c.keys + c.values) <= 1 << 26,
           "memories are too large");
 }
 
