@@ -7,7 +7,7 @@ namespace odestream {
 namespace ODE_ISA {
 
 // Numbers of a row that its steps hand on.
-enum Fact { ERR, OBSERVED, ZETA, ELAPSED, FACTS };
+enum Fact { ERR, OBSERVED, ZETA, ELAPSED };
 
 // Rows `stride` apart, read; stride 0: the same row for all. A null `data` stands for zeros.
 struct View {
