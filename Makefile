@@ -6,8 +6,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-NATIVE := $(VENV)/.native
-KERNELS := $(wildcard runtime/kernels/csrc/*) runtime/kernels/build.py
 
 # The model's matrices are small: a second thread costs more than it gives, and two jobs then share two cores.
 export OMP_NUM_THREADS ?= 1
@@ -20,12 +18,12 @@ help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
 	@echo "also: make setup | lint | format | slow | wheel | clean"
 
-setup: $(NATIVE)
+setup: $(STAMP)
 
-demo: $(NATIVE)
+demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/demo.sh
 
-test: $(NATIVE) lint
+test: lint
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)
@@ -38,7 +36,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-slow: $(NATIVE)
+slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 wheel: $(STAMP)
@@ -59,9 +57,4 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --no-build-isolation --editable '.[cpu,train,dev]'
 	mkdir -p $(VENV)/src/odestream
 	for layer in runtime models export; do ln -sfn ../../../$$layer $(VENV)/src/odestream/$$layer; done
-	touch $@
-
-# Where no compiler is, bundles run on ONNX Runtime.
-$(NATIVE): $(STAMP) $(KERNELS)
-	$(BIN)/python -m odestream.runtime.kernels.build || echo "the native backend stays out; nothing else needs it"
 	touch $@

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from odestream.runtime.backends import BACKENDS, Binding, Engine, open_engine
+from odestream.runtime.backends import AUTOMATIC, Binding, Engine, open_engine
 from odestream.runtime.bundle import Bundle, read_bundle
 from odestream.runtime.contract.manifest import Manifest, ParityRow
 from odestream.runtime.errors import CompatError, SessionBusy, SnapshotError
@@ -24,8 +24,9 @@ _SELF_TEST_STEPS = 4
 def load(path: str | os.PathLike[str], backend: str = AUTO, threads: int = 1) -> Model:
     """Load the bundle at `path`.
 
-    backend: a name, which is given or refused, or `auto`: the fastest that is installed and reproduces the first
-    stored vectors on this machine. threads: threads of one call.
+    backend: a name, which is given or refused, or `auto`: the first of `backends.AUTOMATIC` that is installed. Either
+    must reproduce the first stored vectors on this machine. native is taken by name alone (AUTOMATIC says why).
+    threads: threads of one call.
     Raises BundleError, IntegrityError or PathError for the bundle, CompatError for the backend.
     """
     bundle = read_bundle(path)
@@ -33,13 +34,13 @@ def load(path: str | os.PathLike[str], backend: str = AUTO, threads: int = 1) ->
         engine = _tested(backend, bundle, threads)
         return Model(bundle, engine, f"{backend} was asked for and reproduces the bundle's stored vectors here")
     refusals = []
-    for name in BACKENDS:
+    for name in AUTOMATIC:
         try:
             engine = _tested(name, bundle, threads)
         except CompatError as error:
             refusals.append(str(error))
             continue
-        why = f"{name} is the fastest backend that is installed and reproduces the bundle's stored vectors here"
+        why = f"{name} is the first backend of auto that is installed and reproduces the bundle's stored vectors here"
         return Model(bundle, engine, why + "".join(f"; {refusal}" for refusal in refusals))
     raise CompatError("; ".join(refusals))
 

@@ -16,11 +16,18 @@ from odestream.runtime.errors import CompatError
 
 BACKENDS = MappingProxyType(
     {
-        "native": "odestream.runtime.backends.native",
         "onnxruntime": "odestream.runtime.backends.onnxruntime",
+        "native": "odestream.runtime.backends.native",
     }
 )
-"""Name → module of every backend, the fastest first. Each module has `open_engine(bundle, threads) -> Engine`."""
+"""Name → module of every backend. Each module has `open_engine(bundle, threads) -> Engine`."""
+
+AUTOMATIC = ("onnxruntime",)
+"""What `auto` tries, in this order.
+
+native is faster, but taken by name alone until the stored vectors prove every weight: the kernels read the weights
+by themselves, and of a bundle's vectors `load` replays four steps, in which a changed weight may not show.
+"""
 
 
 class Binding(Protocol):
@@ -66,14 +73,3 @@ def open_engine(name: str, bundle: Bundle, threads: int) -> Engine:
         raise CompatError(f"unknown backend {name!r}; choose auto or one of {', '.join(BACKENDS)}")
     opener: Callable[[Bundle, int], Engine] = import_module(BACKENDS[name]).open_engine
     return opener(bundle, threads)
-
-
-def open_fastest(bundle: Bundle, threads: int) -> Engine:
-    """The first backend that takes `bundle`, not yet tested; CompatError with what each said where none does."""
-    refusals = []
-    for name in BACKENDS:
-        try:
-            return open_engine(name, bundle, threads)
-        except CompatError as error:  # noqa: PERF203 - a handful of backends
-            refusals.append(str(error))
-    raise CompatError("; ".join(refusals))

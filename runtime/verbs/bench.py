@@ -32,7 +32,7 @@ GAPS_PER_UNIT = 10  # a model's time unit is ten of its training gaps
 
 def bench(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle that `odestream export` made.")],
-    backend: Annotated[str, typer.Option(help="The engine to use; auto takes the fastest that works here.")] = "auto",
+    backend: Annotated[str, typer.Option(help="The engine to use; auto takes onnxruntime.")] = "auto",
     batch: Annotated[str, typer.Option(help="Batch sizes for the bare engine, with commas.")] = "1,8,64",
     buckets: Annotated[
         str | None, typer.Option(help="Solver steps to choose among, with commas; one alone fixes them.")

@@ -23,6 +23,7 @@ PACKAGES = (
     *("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings"),
     *("torch", "torchdiffeq", "onnx", "onnxscript", "matplotlib"),
 )
+ONLY_BY_NAME = "taken by --backend native, not by auto until the stored vectors prove every weight"
 COMPILERS = ("c++", "g++", "clang++", "cmake", "nvcc")
 
 
@@ -41,7 +42,7 @@ def doctor(
 ) -> None:
     """Show what is installed, what each backend needs, and what to install on this board.
 
-    Exit status 1 where no backend can run a bundle.
+    Exit status 1 where `--backend auto` can run no bundle.
     """
     installed = versions(*PACKAGES)
     board = describe_board()
@@ -58,7 +59,7 @@ def doctor(
         )
     else:
         _show(installed, board, parts)
-    if not any(part.ready for part in parts[:2]):
+    if not parts[0].ready:
         raise typer.Exit(1)
 
 
@@ -91,12 +92,13 @@ def onnxruntime_part(installed: dict[str, str | None], board: dict[str, Any]) ->
 
 
 def native_part() -> Part:
-    """Whether our own kernels can run cells on this processor."""
+    """Whether our own kernels can run cells on this processor, for those who ask for them by name."""
     try:
         library = load_library()
     except CompatError as error:
         return Part("backend native", False, str(error), COMMAND)
-    return Part("backend native", True, f"built for {library.odestream_instruction_set().decode()}", None)
+    instructions = library.odestream_instruction_set().decode()
+    return Part("backend native", True, f"built for {instructions}; {ONLY_BY_NAME}", None)
 
 
 def extra_parts(installed: dict[str, str | None]) -> list[Part]:

@@ -39,7 +39,7 @@ def run(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle that `odestream export` made.")],
     source: Annotated[str, typer.Option("--input", help="A CSV (a text for a token model); - is standard input.")],
     output: Annotated[str, typer.Option(help="The CSV to write; - is standard output, row by row.")] = STDOUT,
-    backend: Annotated[str, typer.Option(help="The engine to use; auto takes the fastest that works here.")] = "auto",
+    backend: Annotated[str, typer.Option(help="The engine to use; auto takes onnxruntime.")] = "auto",
     resume: Annotated[Path | None, typer.Option(help="Continue the streams of this snapshot.")] = None,
     snapshot: Annotated[Path | None, typer.Option(help="Save the streams here at the end.")] = None,
     on_gap: Annotated[str, typer.Option(help="A gap too long to cross: error, or reset to a new stream.")] = "error",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from odestream.runtime.backends import open_engine, open_fastest
+from odestream.runtime.backends import AUTOMATIC, open_engine
 from odestream.runtime.bundle import read_bundle
 from odestream.runtime.contract.manifest import ParityRow
 from odestream.runtime.errors import CompatError
@@ -28,7 +28,7 @@ def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle that `odestream export` made.")],
     run: Annotated[Path | None, typer.Option(help="Compare with the training run that it was exported from.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps to check; all stored ones by default.")] = None,
-    backend: Annotated[str, typer.Option(help="The engine to check; auto takes the fastest one.")] = "auto",
+    backend: Annotated[str, typer.Option(help="The engine to check; auto takes onnxruntime.")] = "auto",
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file of --json where it exists.")] = False,
 ) -> None:
@@ -43,7 +43,7 @@ def verify(
     compare = None if run is None else _framework()
     loaded = read_bundle(bundle)
     # Not `load`: its self-test would refuse the very engine whose differences are to be shown.
-    engine = open_fastest(loaded, 1) if backend == AUTO else open_engine(backend, loaded, 1)
+    engine = open_engine(AUTOMATIC[0] if backend == AUTO else backend, loaded, threads=1)
     try:
         if compare is None:
             rows: Sequence[ParityRow] = verify_vectors(engine, loaded, steps)

@@ -110,6 +110,7 @@ def test_stored_chains_of_a_bundle_replay_on_native(task: Task, exported: Export
     assert task != "forecast" or {row.steps for row in rows} == {1200}
 
 
+@pytest.mark.slow
 def test_a_thousand_chained_steps_stay_at_the_torch_step(exported: Exported) -> None:
     cell, bundle = exported("forecast")
     rows = verify_bundle(bundle.path, cell, steps=1000, backend="native")

@@ -13,12 +13,14 @@ import pytest
 
 from odestream.export import export_bundle
 from odestream.runtime import CompatError, Model, Output, StateError, Stream, load, restore
-from odestream.runtime.backends import open_engine
+from odestream.runtime.backends import Engine, open_engine
 from odestream.runtime.bundle import Bundle, read_bundle
+from odestream.runtime.cli import main
 from odestream.runtime.contract.manifest import Manifest, TimeSpec
 from odestream.runtime.kernels import build as kernels
 from odestream.runtime.kernels.library import ABI, LIBRARY_VARIABLE, load_library
 from odestream.runtime.verbs import doctor
+from tests.helpers.calibration import skip_calibration
 from tests.helpers.problems import tiny_config
 from tests.helpers.sequences import random_cell
 from tests.helpers.streams import irregular, same
@@ -30,7 +32,10 @@ pytestmark = pytest.mark.usefixtures("native_library")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cell = random_cell(tiny_config())
     target = tmp_path_factory.mktemp("cell") / "bundle"
-    export_bundle(cell, target, buckets=(1, 4), time=TimeSpec(frequencies=cell.config.frequencies), verify_steps=50)
+    time = TimeSpec(frequencies=cell.config.frequencies)
+    with pytest.MonkeyPatch.context() as patch:
+        skip_calibration(patch)
+        export_bundle(cell, target, buckets=(1, 4), time=time, verify_steps=50)
     return target
 
 
@@ -56,10 +61,36 @@ def changed(bundle: Bundle, **fields: object) -> Bundle:
     return Bundle(bundle.path, manifest, bundle.files, bundle.weights)
 
 
-def test_auto_prefers_native_and_says_why(path: Path) -> None:
+def test_native_is_taken_by_name_and_not_by_auto(path: Path, native: Model) -> None:
+    assert (native.backend, native.why[:23]) == ("native", "native was asked for an")
     with load(path) as model:
-        assert model.backend == "native"
-        assert model.why.startswith("native is the fastest backend that is installed and reproduces")
+        assert model.backend == "onnxruntime"
+    part = doctor.native_part()
+    assert part.ready
+    assert "taken by --backend native, not by auto" in part.detail
+
+
+COMMANDS = [["run", "--input", "rows.csv"], ["bench", "--seconds", "0.01", "--batch", "1"], ["verify", "--steps", "20"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
+@pytest.mark.parametrize(("chosen", "backend"), [([], "onnxruntime"), (["--backend", "native"], "native")])
+def test_every_verb_runs_on_the_backend_that_it_is_told(
+    command: list[str], chosen: list[str], backend: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    opened: list[str] = []
+
+    def spy(name: str, bundle: Bundle, threads: int) -> Engine:
+        opened.append(name)
+        return open_engine(name, bundle, threads)
+
+    for place in ("model", "verbs.verify"):
+        monkeypatch.setattr(f"odestream.runtime.{place}.open_engine", spy)
+    (tmp_path / "rows.csv").write_text("time,x0,x1\n0,350,-2\n1,351,-1\n")
+    verb, *options = command
+    assert main([verb, str(path), *options, *chosen]) == 0
+    assert set(opened) == {backend}
 
 
 def test_a_stream_on_native_gives_what_it_gives_on_onnxruntime(path: Path, native: Model) -> None:
@@ -192,11 +223,20 @@ def test_what_the_kernels_do_not_support_is_refused(
         open_engine("native", change(bundle), 1)
 
 
-def test_a_module_that_is_no_cell_falls_to_onnxruntime(tiny_path: Path) -> None:
+def test_a_module_that_is_no_cell_is_refused(tiny_path: Path) -> None:
     with pytest.raises(CompatError, match="use the onnxruntime backend"):
         load(tiny_path, "native")
+
+
+def test_where_auto_tries_several_the_next_is_taken_and_the_refusal_told(
+    tiny_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("odestream.runtime.model.AUTOMATIC", ("native", "onnxruntime"))
     with load(tiny_path) as model:
         assert model.backend == "onnxruntime"
+        assert "; native runs odestream's own cells, which tiny is not" in model.why
+    with load(path) as model:
+        assert model.backend == "native"
 
 
 def test_a_second_thread_in_a_call_is_refused(path: Path) -> None:
@@ -214,7 +254,7 @@ def test_a_weight_that_is_off_by_little_fails_the_self_test(path: Path, monkeypa
         load(path, "native")
 
 
-def test_without_a_library_auto_falls_to_onnxruntime_and_names_the_command(
+def test_without_a_library_the_command_that_builds_it_is_named(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "BESIDE", tmp_path)
@@ -223,7 +263,6 @@ def test_without_a_library_auto_falls_to_onnxruntime_and_names_the_command(
         load(path, "native")
     with load(path) as model:
         assert model.backend == "onnxruntime"
-        assert "native is not built for this version and machine; run: python -m" in model.why
     part = doctor.native_part()
     assert (part.ready, part.install) == (False, "python -m odestream.runtime.kernels.build")
 
@@ -280,8 +319,6 @@ def test_a_library_of_another_version_is_refused(
     monkeypatch.setenv(LIBRARY_VARIABLE, str(stub(tmp_path, code)))
     with pytest.raises(CompatError, match=message):
         load(path, "native")
-    with load(path) as model:
-        assert model.backend == "onnxruntime"
 
 
 def test_a_file_that_is_no_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

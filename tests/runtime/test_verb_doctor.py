@@ -56,7 +56,6 @@ def test_missing_engine_names_the_extra_of_this_board(
 def test_no_backend_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(verb, "find_spec", lambda _: None)
     monkeypatch.setattr(verb, "versions", lambda *names: dict.fromkeys(names))
-    monkeypatch.setenv("ODESTREAM_NATIVE_LIBRARY", "/nonexistent")
     assert main(["doctor"]) == 1
     assert "pip install 'odestream[train]'" in capsys.readouterr().out
 
