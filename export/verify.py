@@ -212,8 +212,10 @@ class _Run:
         return after
 
     def _set_state(self) -> None:
-        for name, view in self.layouts[1].views(self.binding.arena).items():
+        arena = self.binding.arena
+        for name, view in self.layouts[1].views(arena).items():
             view[...] = self.state[name].numpy()
+        self.binding.set_state(arena)
 
 
 class _Twin:

@@ -53,7 +53,7 @@ def _run(engine: Engine, manifest: Manifest, vectors: Vectors, count: int) -> _F
     checkpoints = set(vectors.checkpoints.tolist())
     for row in range(count):
         if vectors.reset[row]:
-            binding.arena[...] = start
+            binding.set_state(start)
         _fill(binding, vectors, row)
         binding.run(vectors.labels[row])
         binding.swap()

@@ -34,7 +34,9 @@ class Binding(Protocol):
     """Buffers for `batch` streams, tied to the graphs; not for use by two threads at once.
 
     inputs: name → `[B, …]`, filled by the caller before `run`. outputs: name → `[B, …]`, and flat_outputs the
-    array that holds them all one after another. arena: the state; next_arena: where `run` writes the new state.
+    array that holds them all one after another. arena: the state, next_arena: the new state that `run` left, both for
+    reading in host memory: where the state lives on a device, each access brings a copy of its own. They are written
+    by `set_state` and `set_next_state`, where an array that `arena` gave may be filled and handed back.
     A result is accepted by `swap` and rejected by not swapping, at no cost.
     """
 
@@ -42,14 +44,29 @@ class Binding(Protocol):
     inputs: Mapping[str, NDArray[Any]]
     outputs: Mapping[str, NDArray[np.float32]]
     flat_outputs: Arena
-    arena: Arena
-    next_arena: Arena
+
+    @property
+    def arena(self) -> Arena:
+        """The state."""
+
+    @property
+    def next_arena(self) -> Arena:
+        """The new state."""
 
     def run(self, label: str) -> None:
-        """Run the graph of bucket `label` from inputs and arena; StateError if the engine fails."""
+        """Run the graph of bucket `label` from inputs and state; StateError if the engine fails."""
 
     def swap(self) -> None:
-        """Make next_arena the arena."""
+        """Make the new state the state."""
+
+    def set_state(self, arena: Arena) -> None:
+        """Take over a state."""
+
+    def set_next_state(self, arena: Arena) -> None:
+        """Take over a new state, as if a run had left it; the outputs are written in place."""
+
+    def finite(self) -> bool:
+        """Whether the last run's outputs and new state hold neither NaN nor infinity."""
 
 
 class Engine(Protocol):

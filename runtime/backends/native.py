@@ -10,13 +10,13 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from odestream.runtime.arena import Arena, Layout, aligned, initial
+from odestream.runtime.arena import Arena, aligned
 from odestream.runtime.backends import Engine
+from odestream.runtime.backends.host import HostBinding
 from odestream.runtime.bundle import Bundle
 from odestream.runtime.contract.manifest import Manifest, WeightEntry
 from odestream.runtime.contract.spec import StepSpec
@@ -76,24 +76,17 @@ class NativeModel:
             raise CompatError(f"native steps over {found}, {manifest.name} over {expected}; export it again")
 
 
-class NativeBinding:
+class NativeBinding(HostBinding):
     """See `odestream.runtime.backends.Binding`."""
 
     def __init__(self, model: NativeModel, spec: StepSpec, steps: Mapping[str, int], batch: int) -> None:
-        self.batch = batch
-        self.inputs: Mapping[str, NDArray[Any]] = {t.name: aligned((batch, *t.shape), t.dtype) for t in spec.inputs}
-        layout = Layout(spec.outputs, batch)
-        self.flat_outputs = layout.empty()
-        self.outputs: Mapping[str, NDArray[np.float32]] = layout.views(self.flat_outputs)
-        self.arena = initial(spec.state, batch)
-        self.next_arena = Layout(spec.state, batch).empty()
+        super().__init__(spec, batch)
         self._scratch = aligned((model.scratch_bytes,), np.uint8)
         self._model = model
         self._steps = steps
         self._step = model.library.odestream_step
         self._calls = (self._call(self.arena, self.next_arena), self._call(self.next_arena, self.arena))
         self._pointers = tuple(ctypes.addressof(call) for call in self._calls)
-        self._side = 0
 
     def run(self, label: str) -> None:
         """Run `label` solver steps from inputs and arena into outputs and next_arena."""
@@ -102,11 +95,6 @@ class NativeBinding:
                 f"native failed in bucket {label} ({self._model.library.odestream_last_error().decode()}); "
                 "the step was discarded, check its inputs"
             )
-
-    def swap(self) -> None:
-        """Make next_arena the arena."""
-        self.arena, self.next_arena = self.next_arena, self.arena
-        self._side ^= 1
 
     def _call(self, source: Arena, target: Arena) -> Call:
         arrays = {**self.inputs, **self.outputs, "state": source, "next_state": target, "scratch": self._scratch}

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from odestream.runtime.arena import Layout, aligned, initial
 from odestream.runtime.backends import Engine
 from odestream.runtime.backends.external import ExternalTensor, external_tensors
+from odestream.runtime.backends.host import HostBinding
 from odestream.runtime.bundle import Bundle
 from odestream.runtime.contract.manifest import WEIGHTS_NAME, WeightEntry
 from odestream.runtime.contract.spec import StepSpec
@@ -126,22 +126,12 @@ class OnnxEngine:
         return self._ort.OrtValue.ortvalue_from_numpy(array)
 
 
-class OnnxBinding:
+class OnnxBinding(HostBinding):
     """See `odestream.runtime.backends.Binding`."""
 
     def __init__(self, engine: OnnxEngine, batch: int) -> None:
-        spec = engine.spec
-        self.batch = batch
-        self.inputs: Mapping[str, NDArray[Any]] = {t.name: aligned((batch, *t.shape), t.dtype) for t in spec.inputs}
-        self._output_layout = Layout(spec.outputs, batch)
-        self._state_layout = Layout(spec.state, batch)
-        self.flat_outputs = self._output_layout.empty()
-        self.outputs: Mapping[str, NDArray[np.float32]] = self._output_layout.views(self.flat_outputs)
-        self.arena = initial(spec.state, batch)
-        self.next_arena = self._state_layout.empty()
+        super().__init__(engine.spec, batch)
         self._engine = engine
-        self._sides = (self.arena, self.next_arena)
-        self._side = 0
         self._bound: dict[str, tuple[Any, tuple[Any, Any]]] = {}
 
     def run(self, label: str) -> None:
@@ -153,11 +143,6 @@ class OnnxBinding:
             raise StateError(
                 f"onnxruntime failed in bucket {label} ({_first_line(cause)}); the step was discarded, check its inputs"
             ) from cause
-
-    def swap(self) -> None:
-        """Make next_arena the arena."""
-        self.arena, self.next_arena = self.next_arena, self.arena
-        self._side ^= 1
 
     def _bind(self, label: str) -> tuple[Any, tuple[Any, Any]]:
         session = self._engine.session(label)
