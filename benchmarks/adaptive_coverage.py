@@ -14,7 +14,8 @@ from odestream.models.field import FieldWeights
 from odestream.runtime import Model
 from odestream.runtime.contract.manifest import SolverSpec
 from odestream.runtime.contract.tableau import tableau
-from odestream.runtime.session import Counters, Output, Stream
+from odestream.runtime.records import Counters, Output
+from odestream.runtime.session import Stream
 from odestream.runtime.table import Series
 
 Floats = NDArray[np.float64]

@@ -19,7 +19,8 @@ from odestream.models.flow import integrate
 from odestream.runtime import Model
 from odestream.runtime.arena import Layout
 from odestream.runtime.clock import Clock
-from odestream.runtime.session import Output, Stream, StreamState
+from odestream.runtime.records import Output, StreamState
+from odestream.runtime.session import Stream
 
 Floats = NDArray[np.float64]
 

@@ -44,7 +44,7 @@ from odestream.models.config import PRESETS
 from odestream.models.field import Field, derivative, drive, rotate
 from odestream.models.flow import integrate
 from odestream.runtime import Model, load
-from odestream.runtime.session import StreamState
+from odestream.runtime.records import StreamState
 from results import circumstances_text, markdown_table, publish, write_json
 
 Floats = NDArray[np.float64]

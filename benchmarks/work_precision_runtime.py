@@ -21,7 +21,8 @@ from odestream.runtime.backends import open_engine
 from odestream.runtime.bundle import read_bundle
 from odestream.runtime.contract.manifest import TaskSpec, TimeSpec
 from odestream.runtime.contract.tableau import tableau
-from odestream.runtime.session import Counters, Stream
+from odestream.runtime.records import Counters
+from odestream.runtime.session import Stream
 from work_precision_points import Floats
 from work_precision_scenarios import Row
 

@@ -17,7 +17,8 @@ from odestream.runtime.errors import (
     TimeError,
 )
 from odestream.runtime.model import Model, load, restore
-from odestream.runtime.session import Counters, Output, Stream
+from odestream.runtime.records import Counters, Output
+from odestream.runtime.session import Stream
 
 __all__ = [
     "Batcher",

@@ -20,7 +20,8 @@ from odestream.runtime.backends import Binding
 from odestream.runtime.contract.rule import Verdict
 from odestream.runtime.errors import InputError, OdestreamError, SessionBusy
 from odestream.runtime.intake import matching, rows
-from odestream.runtime.session import Output, Stream
+from odestream.runtime.records import Output
+from odestream.runtime.session import Stream
 from odestream.runtime.solving import Crossing
 
 if TYPE_CHECKING:
@@ -104,16 +105,12 @@ class Batcher:
     def _run(self, group: list[_Row]) -> None:
         """Run each row's graph, its result left in its stream's own buffers."""
         if len(group) > 1:
-            table = self._table(len(group))
-            for index, row in enumerate(group):
-                table.load(index, row.binding)
+            bindings = [row.binding for row in group]
             try:
-                table.binding.run(group[0].label)
+                self._table(len(group)).run(group[0].label, bindings)
             except OdestreamError:
                 pass  # one row may have caused it: each runs alone
             else:
-                for index, row in enumerate(group):
-                    table.unload(index, row.binding)
                 return
         for row in group:
             row.attempt(row.run)
@@ -130,6 +127,7 @@ class _Row:
 
     def __init__(self, stream: Stream, x: ArrayLike, t: object, mask: ArrayLike | None) -> None:
         self.stream = stream
+        self._core = stream._core
         self.answer: Output | OdestreamError | None = None
         self._observation = (x, t, mask)
         self._crossing = Crossing(None)
@@ -139,12 +137,12 @@ class _Row:
     @property
     def binding(self) -> Binding:
         """The stream's own buffers."""
-        return self.stream._binding
+        return self._core.binding
 
     @property
     def label(self) -> str:
         """The graph to run next."""
-        return self.stream._solver.labels[self._steps]
+        return self._core.solver.labels[self._steps]
 
     def attempt(self, action: Callable[[], None]) -> bool:
         """Do it; where it fails, that is the row's answer."""
@@ -157,8 +155,8 @@ class _Row:
 
     def begin(self) -> None:
         """Check the observation and choose its bucket; cross at once a gap that no single call may cross."""
-        self._crossing = self.stream._arrive(*self._observation)
-        self._steps = self.stream._solver.begin(self._crossing)
+        self._crossing = self._core.arrive(*self._observation)
+        self._steps = self._core.solver.begin(self._crossing)
         if self._steps == 0:
             self._cross()
 
@@ -170,18 +168,18 @@ class _Row:
         """Accept what was run, have it run again, or split its gap."""
         crossing = self._crossing
         gap = crossing.now - crossing.last
-        verdict, wanted = self.stream._solver.weigh(crossing, gap, self._steps, self._reruns)
+        verdict, wanted = self._core.solver.weigh(crossing, gap, self._steps, self._reruns)
         if verdict is Verdict.RERUN:
             self._steps, self._reruns = wanted, self._reruns + 1
         elif verdict is Verdict.SPLIT:
             self._cross()
         else:
-            self.answer = self.stream._accept(crossing)
+            self.answer = self._core.accept(crossing)
 
     def _cross(self) -> None:
         x, _, mask = self._observation
-        self.stream._cross_to_observation(self._crossing, x, mask)
-        self.answer = self.stream._accept(self._crossing)
+        self._core.cross(self._crossing, x, mask)
+        self.answer = self._core.accept(self._crossing)
 
 
 class _Table:
@@ -189,27 +187,37 @@ class _Table:
 
     def __init__(self, model: Model, size: int) -> None:
         spec = model.manifest.spec
-        self.binding = model.bind(size)
-        self._inputs: list[tuple[str, NDArray[Any]]] = list(self.binding.inputs.items())
-        state, outputs = Layout(spec.state, size), Layout(spec.outputs, size)
+        self._binding = model.bind(size)
+        self._inputs: list[tuple[str, NDArray[Any]]] = list(self._binding.inputs.items())
+        self._layout, outputs = Layout(spec.state, size), Layout(spec.outputs, size)
         self._own_state, self._own_outputs = _spans(Layout(spec.state, 1)), _spans(Layout(spec.outputs, 1))
-        self._state = _tables(state, self.binding.arena)
-        self._next_state = _tables(state, self.binding.next_arena)
-        self._outputs = _tables(outputs, self.binding.flat_outputs)
+        self._loaded = self._binding.arena
+        self._rows = _tables(self._layout, self._loaded)
+        self._outputs = _tables(outputs, self._binding.flat_outputs)
+        self._one = Layout(spec.state, 1).empty()
 
-    def load(self, index: int, own: Binding) -> None:
-        """Copy a stream's inputs and state into row `index`."""
+    def run(self, label: str, owners: Sequence[Binding]) -> None:
+        """Run streams' inputs and states together, and leave each its result as if its own binding had run."""
+        for index, own in enumerate(owners):
+            self._load(index, own)
+        self._binding.set_state(self._loaded)
+        self._binding.run(label)
+        results = _tables(self._layout, self._binding.next_arena)
+        for index, own in enumerate(owners):
+            self._unload(index, own, results)
+
+    def _load(self, index: int, own: Binding) -> None:
         for name, values in self._inputs:
             values[index] = own.inputs[name][0]
         arena = own.arena
-        for place, table in zip(self._own_state, self._state, strict=True):
+        for place, table in zip(self._own_state, self._rows, strict=True):
             table[index] = arena[place]
 
-    def unload(self, index: int, own: Binding) -> None:
-        """Hand row `index` of the new state and the outputs to a stream, as if its own binding had run."""
-        arena, outputs = own.next_arena, own.flat_outputs
-        for place, table in zip(self._own_state, self._next_state, strict=True):
-            arena[place] = table[index]
+    def _unload(self, index: int, own: Binding, results: Sequence[Arena]) -> None:
+        one, outputs = self._one, own.flat_outputs
+        for place, table in zip(self._own_state, results, strict=True):
+            one[place] = table[index]
+        own.set_next_state(one)
         for place, table in zip(self._own_outputs, self._outputs, strict=True):
             outputs[place] = table[index]
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from odestream.runtime.backends import AUTOMATIC, Binding, Engine, open_engine
 from odestream.runtime.bundle import Bundle, read_bundle
 from odestream.runtime.contract.manifest import Manifest, ParityRow
+from odestream.runtime.core import EngineCore
 from odestream.runtime.errors import CompatError, SessionBusy, SnapshotError
 from odestream.runtime.replay import failures, verify_vectors
 from odestream.runtime.session import Stream
@@ -136,6 +137,10 @@ class Model:
         """Buffers for `batch` streams; for those who drive the engine themselves."""
         self._refuse_closed()
         return self._engine.bind(batch)
+
+    def core(self, buckets: Sequence[int] | None = None) -> EngineCore:
+        """What a new stream steps with, at the spec's initial state. buckets: see `stream`."""
+        return EngineCore(self.manifest, self.bind(), buckets)
 
     def close(self) -> None:
         """Free the engine; the model's streams raise SessionBusy from now on. Closing twice is allowed."""

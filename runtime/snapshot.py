@@ -22,7 +22,7 @@ from odestream.runtime.contract.manifest import Manifest, TimeSpec
 from odestream.runtime.contract.rule import Accepted
 from odestream.runtime.contract.tensorfile import decode_tensors, encode_tensors
 from odestream.runtime.errors import SnapshotError
-from odestream.runtime.session import Counters, StreamState
+from odestream.runtime.records import Counters, StreamState
 
 MAGIC = b"odestream-snapshot-1\n"
 SCHEMA_VERSION = 1

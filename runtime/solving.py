@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from odestream.runtime.arena import Arena, Layout, all_finite
+from odestream.runtime.arena import Arena, Layout
 from odestream.runtime.backends import Binding
 from odestream.runtime.clock import Clock
 from odestream.runtime.contract.checks import NO_SOLVER
@@ -117,12 +117,10 @@ class GapSolver:
         to try.
         """
         binding = self._binding
-        if not (all_finite(binding.next_arena) and all_finite(binding.flat_outputs)):
-            err = math.inf
-        else:
-            err = 0.0 if self._err is None else float(binding.flat_outputs[self._err])
-        decision = crossing.weigh(self.rule, gap, err, steps, reruns, halvings)
-        if decision.verdict is _FLAG and err == math.inf:
+        finite = binding.finite()
+        err = 0.0 if self._err is None else float(binding.flat_outputs[self._err])
+        decision = crossing.weigh(self.rule, gap, err if finite else math.inf, steps, reruns, halvings)
+        if decision.verdict is _FLAG and not finite:
             raise StateError(self._describe_not_finite(binding.next_arena))
         return decision
 

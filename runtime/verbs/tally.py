@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from odestream.runtime.contract.checks import NO_SOLVER
-from odestream.runtime.session import Counters, Stream
+from odestream.runtime.records import Counters
+from odestream.runtime.session import Stream
 
 
 class Tally:

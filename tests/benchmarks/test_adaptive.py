@@ -15,7 +15,7 @@ from odestream.models.field import FieldWeights
 from odestream.models.flow import unrolled_flow
 from odestream.runtime import Model
 from odestream.runtime.contract.tableau import calls_needed
-from odestream.runtime.session import Counters, Output
+from odestream.runtime.records import Counters, Output
 
 
 def test_a_bursty_record_is_quiet_most_of_the_time_and_rings_fast_in_bursts() -> None:

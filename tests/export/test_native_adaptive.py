@@ -11,7 +11,7 @@ import pytest
 
 from odestream.runtime import Batcher, Output, Stream, load
 from odestream.runtime.contract.tolerances import tolerances
-from odestream.runtime.session import StreamState
+from odestream.runtime.records import StreamState
 from tests.export.conftest import Exported
 from tests.helpers.streams import SECOND, same, same_state
 
@@ -33,13 +33,13 @@ def rows(seed: int = 4) -> list[Row]:
 
 def with_factor(stream: Stream, factor: float) -> Stream:
     """The same stream, its rule's safety factor times `factor`."""
-    rule = stream._solver.rule
-    stream._solver.rule = dataclasses.replace(rule, factor=rule.factor * factor)
+    rule = stream._core.solver.rule
+    stream._core.solver.rule = dataclasses.replace(rule, factor=rule.factor * factor)
     return stream
 
 
 def step_from(stream: Stream, state: StreamState, row: Row) -> Output:
-    stream._load(state)
+    stream._core.load(state)
     return stream.step(*row)
 
 

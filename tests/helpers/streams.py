@@ -9,7 +9,7 @@ import numpy as np
 
 from odestream.runtime import Output, Stream
 from odestream.runtime.contract.tensorfile import decode_tensors, encode_tensors
-from odestream.runtime.session import StreamState
+from odestream.runtime.records import StreamState
 from odestream.runtime.snapshot import MAGIC
 
 SECOND = 10**9

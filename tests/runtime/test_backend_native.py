@@ -136,10 +136,10 @@ def test_a_state_that_is_not_finite_is_refused_and_the_stream_goes_on(native: Mo
     stream = native.stream()
     run(stream, 0, 5)
     good = stream.save()
-    stream._binding.arena[3] = np.nan
+    stream._core.binding.arena[3] = np.nan
     with pytest.raises(StateError, match="state h"):
         run(stream, 5, 6)
-    stream._load(good)
+    stream._core.load(good)
     assert np.isfinite(run(stream, 5, 6)[0].y).all()
 
 

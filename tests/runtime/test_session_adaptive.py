@@ -64,7 +64,7 @@ def test_every_run_of_a_step_begins_from_the_same_untouched_state(
     adaptive: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = after(adaptive, BURST)
-    binding, seen = stream._binding, []
+    binding, seen = stream._core.binding, []
     run, before = binding.run, stream.save().arena.tobytes()
 
     def spy(label: str) -> None:
@@ -85,7 +85,7 @@ def test_a_rerun_copies_no_state_and_a_split_one(tmp_path: Path) -> None:
         peaks = {}
         for observed in (QUIET, BURST, OUTBURST):
             stream = after(model, observed)
-            stream._binding.run("8")  # its buffers are bound at first use
+            stream._core.binding.run("8")  # its buffers are bound at first use
             tracemalloc.start()
             output = half_a_second_later(stream)
             peaks[observed] = tracemalloc.get_traced_memory()[1]
@@ -186,7 +186,7 @@ class Fault:
     """Makes the run number `at` of a stream's binding fail in one of three ways."""
 
     def __init__(self, stream: Stream, at: int, kind: str) -> None:
-        self._binding, self._run, self._left, self._kind = stream._binding, stream._binding.run, at, kind
+        self._binding, self._run, self._left, self._kind = stream._core.binding, stream._core.binding.run, at, kind
         self.struck = False
 
     def __call__(self, label: str) -> None:
@@ -212,7 +212,7 @@ def test_a_fault_in_any_run_of_a_step_leaves_the_stream_as_it_was(
         stream, twin = after(adaptive, size), after(adaptive, size)
         fault = Fault(stream, at, kind)
         with monkeypatch.context() as patch:
-            patch.setattr(stream._binding, "run", fault)
+            patch.setattr(stream._core.binding, "run", fault)
             try:
                 stream.predict(6 * SECOND) if predicts else half_a_second_later(stream)
             except (StateError, KeyboardInterrupt):
@@ -230,7 +230,7 @@ def test_a_result_that_is_not_finite_is_tried_again_with_more_steps(
 ) -> None:
     """As a coarse step of a stiff field may overflow where a finer one does not."""
     stream, fixed = after(adaptive, QUIET), adaptive.restore(after(adaptive, QUIET).snapshot(), buckets=(8,))
-    binding, run = stream._binding, stream._binding.run
+    binding, run = stream._core.binding, stream._core.binding.run
 
     def coarse_steps_overflow(label: str) -> None:
         run(label)

@@ -123,14 +123,14 @@ def test_a_model_without_mask_refuses_holes_and_predictions(tmp_path: Path) -> N
 def test_a_stream_in_use_by_another_thread_is_busy(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = model.stream()
     inside, leave = threading.Event(), threading.Event()
-    run = stream._binding.run
+    run = stream._core.binding.run
 
     def slow(label: str) -> None:
         inside.set()
         leave.wait(10)
         run(label)
 
-    monkeypatch.setattr(stream._binding, "run", slow)
+    monkeypatch.setattr(stream._core.binding, "run", slow)
     thread = threading.Thread(target=stream.step, args=([1, 2, 3], 0))
     thread.start()
     inside.wait(10)
