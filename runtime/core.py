@@ -33,8 +33,8 @@ class EngineCore:
         self.binding = binding
         self._clock = Clock(manifest.time)
         self.solver = GapSolver(manifest, self._clock, binding, bucket_rule(manifest, self._clock, buckets))
-        self._intake = Intake(manifest, binding)
-        self._timed = "dt" in binding.inputs
+        self._intake = Intake(manifest, binding.inputs)
+        self._untimed = self._intake.takes_tokens or "dt" not in binding.inputs
         self._reader = _OutputReader(manifest)
         self._last: int | None = None
         self._previous: Accepted | None = None
@@ -62,7 +62,7 @@ class EngineCore:
         now = self._clock.tick(t)
         last = now if self._last is None else self._last
         if now < last:
-            raise TimeError(f"t = {now} lies before the stream's last time {last}; predict that time or a later one")
+            raise lies_before(now, last)
         self._intake.nothing()
         if self._last is None:
             self.solver.set_phase(now)
@@ -89,16 +89,13 @@ class EngineCore:
 
     def arrive(self, x: ArrayLike, t: object, mask: ArrayLike | None) -> Crossing:
         """Check an observation and write it into the inputs; the gap over which the flow runs."""
-        now = self._next_tick() if t is None else self._clock.tick(t)
+        now = next_tick(self._clock, self._last, self._untimed) if t is None else self._clock.tick(t)
         last = self._last
         if last is None:
             last = now
             self.solver.set_phase(now)
         elif now <= last:
-            raise TimeError(
-                f"t = {now} does not advance past the stream's last time {last} ({self._clock.describe()}); "
-                "send each time once and in order"
-            )
+            raise does_not_advance(self._clock, now, last)
         self._intake.observe(x, mask)
         return Crossing(self._previous, last, now)
 
@@ -136,13 +133,28 @@ class EngineCore:
         if self._last is not None:
             self.solver.set_phase(self._last)
 
-    def _next_tick(self) -> int:
-        """The time of an observation given without one: one model unit after the last."""
-        if self._timed and not self._intake.takes_tokens:
-            raise InputError(f"t is missing; give the observation's time as an integer, in {self._clock.describe()}")
-        if self._last is None:
-            return self._clock.time.origin
-        return self._last + max(1, round(self._clock.time.ticks_per_model_unit))
+
+def next_tick(clock: Clock, last: int | None, untimed: bool) -> int:
+    """The time of an observation given without one: one model unit after the last.
+
+    untimed: whether observations may be given so; InputError where they may not.
+    """
+    if not untimed:
+        raise InputError(f"t is missing; give the observation's time as an integer, in {clock.describe()}")
+    return clock.time.origin if last is None else last + max(1, round(clock.time.ticks_per_model_unit))
+
+
+def does_not_advance(clock: Clock, now: int, last: int) -> TimeError:
+    """The error of an observation at or before the last one."""
+    return TimeError(
+        f"t = {now} does not advance past the stream's last time {last} ({clock.describe()}); "
+        "send each time once and in order"
+    )
+
+
+def lies_before(now: int, last: int | None) -> TimeError:
+    """The error of a prediction for a time before the last observation."""
+    return TimeError(f"t = {now} lies before the stream's last time {last}; predict that time or a later one")
 
 
 class _OutputReader:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from odestream.runtime.backends import Binding
 from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.errors import InputError
 
@@ -21,13 +20,13 @@ Seen = NDArray[np.bool_]
 
 
 class Intake:
-    """Fills `x` and `mask` of a binding of one stream. Nothing handed in is kept: its values are copied.
+    """Fills the inputs `x` and `mask` of one row. Nothing handed in is kept: its values are copied.
 
     shape: of one observation. takes_mask: whether channels may be missing. takes_tokens: whether x is an integer.
     """
 
-    def __init__(self, manifest: Manifest, binding: Binding) -> None:
-        x, mask = binding.inputs["x"], binding.inputs.get("mask")
+    def __init__(self, manifest: Manifest, inputs: Mapping[str, Values]) -> None:
+        x, mask = inputs["x"], inputs.get("mask")
         self.shape = x.shape[1:]
         self.takes_mask = mask is not None
         self.takes_tokens = x.dtype == np.int64

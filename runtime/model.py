@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from odestream.runtime.backends import AUTOMATIC, Binding, Engine, open_engine
+from odestream.runtime.backends import AUTOMATIC, Binding, Engine, StreamBatch, StreamCore, Streamer, open_engine
 from odestream.runtime.bundle import Bundle, read_bundle
 from odestream.runtime.contract.manifest import Manifest, ParityRow
 from odestream.runtime.core import EngineCore
+from odestream.runtime.engine_batch import EngineBatch
 from odestream.runtime.errors import CompatError, SessionBusy, SnapshotError
 from odestream.runtime.replay import failures, verify_vectors
 from odestream.runtime.session import Stream
@@ -138,9 +139,19 @@ class Model:
         self._refuse_closed()
         return self._engine.bind(batch)
 
-    def core(self, buckets: Sequence[int] | None = None) -> EngineCore:
+    def core(self, buckets: Sequence[int] | None = None) -> StreamCore:
         """What a new stream steps with, at the spec's initial state. buckets: see `stream`."""
-        return EngineCore(self.manifest, self.bind(), buckets)
+        self._refuse_closed()
+        if isinstance(self._engine, Streamer):
+            return self._engine.core(buckets)
+        return EngineCore(self.manifest, self._engine.bind(1), buckets)
+
+    def batch(self, largest: int) -> StreamBatch:
+        """What steps the cores of streams together. largest: see `Batcher`."""
+        self._refuse_closed()
+        if isinstance(self._engine, Streamer):
+            return self._engine.batch()
+        return EngineBatch(self._engine, self.manifest.spec, largest)
 
     def close(self) -> None:
         """Free the engine; the model's streams raise SessionBusy from now on. Closing twice is allowed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,8 +12,7 @@ from odestream.runtime.arena import Arena
 from odestream.runtime.contract.rule import Accepted
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Output:
+class Output(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What a call gave; the arrays are the caller's own.
 
     y: `[Y]` float32 (forecast: X means, then X log-variances, in raw units; classify and tokens: logits).

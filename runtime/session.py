@@ -1,7 +1,7 @@
 """One stream: a conversation with a model, one observation after another.
 
-A stream keeps a core (see `odestream.runtime.core`) for one caller at a time, and makes of its steps what people ask
-for: many rows at once, all or nothing, predictions for several times, snapshots.
+A stream keeps a core (see `odestream.runtime.backends.StreamCore`) for one caller at a time, and makes of its steps
+what people ask for: many rows at once, all or nothing, predictions for several times, snapshots.
 """
 
 from __future__ import annotations

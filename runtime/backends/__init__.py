@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from odestream.runtime.arena import Arena
 from odestream.runtime.bundle import Bundle
-from odestream.runtime.errors import CompatError
+from odestream.runtime.errors import CompatError, OdestreamError
+from odestream.runtime.records import Counters, Output, StreamState
 
 BACKENDS = MappingProxyType(
     {
@@ -28,6 +29,10 @@ AUTOMATIC = ("onnxruntime",)
 native is faster, but taken by name alone until the stored vectors prove every weight: the kernels read the weights
 by themselves, and of a bundle's vectors `load` replays four steps, in which a changed weight may not show.
 """
+
+
+Rows = Sequence[Any] | NDArray[Any]
+"""One value for each stream."""
 
 
 class Binding(Protocol):
@@ -69,6 +74,37 @@ class Binding(Protocol):
         """Whether the last run's outputs and new state hold neither NaN nor infinity."""
 
 
+class StreamCore(Protocol):
+    """State, clock and counters of one stream; not for two threads at once. After any error it is as it was."""
+
+    @property
+    def last(self) -> int | None:
+        """Tick of the last accepted call, None before the first."""
+
+    @property
+    def counters(self) -> Counters:
+        """A copy of the counters."""
+
+    def observe(self, x: ArrayLike, t: object, mask: ArrayLike | None) -> Output:
+        """See `Stream.step`."""
+
+    def foresee(self, t: object) -> Output:
+        """See `Stream.predict`, for one time."""
+
+    def save(self) -> StreamState:
+        """A copy of everything that the stream is."""
+
+    def load(self, state: StreamState) -> None:
+        """Become what was saved."""
+
+
+class StreamBatch(Protocol):
+    """Steps streams of one engine together; not for two threads at once."""
+
+    def step(self, cores: Sequence[Any], x: Rows, t: Rows, mask: Rows) -> list[Output | OdestreamError]:
+        """One observation for each core, as its own `observe` would take it; a row that fails has its error."""
+
+
 class Engine(Protocol):
     """A bundle loaded by one engine; may be shared by threads, each with its own bindings."""
 
@@ -79,6 +115,17 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the engine; its bindings must not run any more."""
+
+
+@runtime_checkable
+class Streamer(Protocol):
+    """An engine that steps streams by itself, not through bindings."""
+
+    def core(self, buckets: Sequence[int] | None = None) -> StreamCore:
+        """A new stream over `buckets`, see `Model.stream`."""
+
+    def batch(self) -> StreamBatch:
+        """What steps many of its streams together."""
 
 
 def open_engine(name: str, bundle: Bundle, threads: int) -> Engine:

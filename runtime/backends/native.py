@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,14 @@ from numpy.typing import NDArray
 from odestream.runtime.arena import Arena, aligned
 from odestream.runtime.backends import Engine
 from odestream.runtime.backends.host import HostBinding
+from odestream.runtime.backends.native_batch import NativeBatch
+from odestream.runtime.backends.native_stream import NativeCore
 from odestream.runtime.bundle import Bundle
+from odestream.runtime.clock import Clock
 from odestream.runtime.contract.manifest import Manifest, WeightEntry
 from odestream.runtime.contract.spec import StepSpec
 from odestream.runtime.errors import CompatError, StateError
+from odestream.runtime.gaps import bucket_rule
 from odestream.runtime.kernels.configuration import ELSEWHERE, layout_text, native_config
 from odestream.runtime.kernels.library import Call, Weight, load_library
 
@@ -42,18 +46,30 @@ class NativeEngine:
     def __init__(self, library: ctypes.CDLL, bundle: Bundle) -> None:
         manifest = bundle.manifest
         self._model: NativeModel | None = NativeModel(library, bundle)
-        self._spec = manifest.spec
+        self._manifest = manifest
         self._steps = {label: int(label) for label in manifest.graphs}
 
     def bind(self, batch: int) -> NativeBinding:
         """Buffers for `batch` streams, the state at its initial values; StateError once the engine is closed."""
-        if self._model is None:
-            raise StateError("the engine is closed; load the bundle again")
-        return NativeBinding(self._model, self._spec, self._steps, batch)
+        return NativeBinding(self._open(), self._manifest.spec, self._steps, batch)
+
+    def core(self, buckets: Sequence[int] | None = None) -> NativeCore:
+        """A stream of the library; see `odestream.runtime.backends.Streamer`."""
+        rule = bucket_rule(self._manifest, Clock(self._manifest.time), buckets)
+        return NativeCore(self._open(), self._manifest, rule)
+
+    def batch(self) -> NativeBatch:
+        """What steps many of its streams in one call."""
+        return NativeBatch(self._open(), self._manifest)
 
     def close(self) -> None:
-        """Let go of the model; bindings that already exist keep it."""
+        """Let go of the model; bindings and streams that already exist keep it."""
         self._model = None
+
+    def _open(self) -> NativeModel:
+        if self._model is None:
+            raise StateError("the engine is closed; load the bundle again")
+        return self._model
 
 
 class NativeModel:

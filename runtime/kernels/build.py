@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from odestream.runtime.atomic import write_bytes
@@ -23,10 +24,11 @@ SOURCES = Path(__file__).parent / "csrc"
 BESIDE = Path(__file__).parent / "lib"
 COMMAND = "python -m odestream.runtime.kernels.build"
 
-# NaN and infinity keep their meaning: the runtime's guards look for them. CMakeLists.txt says the same.
+# NaN and infinity keep their meaning: the runtime's guards look for them. The step may join a product and a sum into
+# one rounding; streams may not, their decisions are Python's. CMakeLists.txt says the same.
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
-CONTRACT = "-ffp-contract=fast"
-PLAIN = ("dispatch.cpp", "load.cpp", "odestream.cpp")
+JOINED, EXACT = "-ffp-contract=fast", "-ffp-contract=off"
+PLAIN = ("dispatch.cpp", "load.cpp", "odestream.cpp", "stream.cpp", "streams.cpp")
 STEP = "cpu_step.cpp"
 COMPILERS = ("c++", "g++", "clang++")
 
@@ -38,9 +40,17 @@ def instruction_sets() -> dict[str, tuple[str, ...]]:
     return {"portable": ()}
 
 
+def units(sets: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Source, instruction set ("" where it is for all) and flags of everything that makes up a library."""
+    for source in PLAIN:
+        yield source, "", (*FLAGS, EXACT)
+    for name, flags in sets.items():
+        yield STEP, name, (*FLAGS, JOINED, *flags, f"-DODE_ISA={name}")
+
+
 def library_name() -> str:
     """The file name of the library that belongs to these sources on this machine."""
-    digest = hashlib.sha256(repr((FLAGS, CONTRACT, sorted(instruction_sets().items()))).encode())
+    digest = hashlib.sha256(repr((FLAGS, JOINED, EXACT, sorted(instruction_sets().items()))).encode())
     for path in sorted(SOURCES.iterdir()):
         if path.suffix in (".h", ".cpp"):
             digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
@@ -91,13 +101,10 @@ def build(out: Path | None = None, extra: tuple[str, ...] = ()) -> Path:
 
 def compile_library(compiler: str, folder: Path, extra: tuple[str, ...]) -> Path:
     """Compile and link inside `folder`."""
-    units: list[tuple[str, str, tuple[str, ...]]] = [(source, "", ()) for source in PLAIN]
-    units += [(STEP, name, flags) for name, flags in instruction_sets().items()]
     objects = []
-    for source, name, flags in units:
+    for source, name, flags in units(instruction_sets()):
         target = folder / f"{Path(source).stem}{name}.o"
-        define = (f"-DODE_ISA={name}",) if name else ()
-        _run(compiler, *FLAGS, CONTRACT, *flags, *define, *extra, "-c", str(SOURCES / source), "-o", str(target))
+        _run(compiler, *flags, *extra, "-c", str(SOURCES / source), "-o", str(target))
         objects.append(str(target))
     library = folder / "library.so"
     _run(compiler, "-shared", *extra, *objects, "-o", str(library))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
 from odestream.runtime.errors import CompatError
 from odestream.runtime.kernels.build import COMMAND, find_library
 
-ABI = 1
+ABI = 2
 MAX_STORES = 3
+MAX_BUCKETS = 64
+BAD_VALUE, BAD_MASK, BAD_TIME, LONG_GAP, NOT_FINITE = 3, 4, 5, 6, 7
 LIBRARY_VARIABLE = "ODESTREAM_NATIVE_LIBRARY"
 """Names a library to load instead of the one that was built here."""
 
@@ -48,6 +50,46 @@ class Call(Structure):
         *((name, c_void_p) for name in ("x", "mask", "dt", "phase", "state")),
         *((name, c_void_p) for name in ("y", "err", "gates", "next_state", "scratch")),
         ("batch", c_int32),
+    ]
+
+
+class Solving(Structure):
+    """`odestream_solving`."""
+
+    _fields_ = [
+        ("ticks_per_unit", c_double),
+        ("origin", c_int64),
+        ("frequency", _Doubles),
+        ("initial", c_void_p),
+        ("buckets", c_int32),
+        ("bucket", POINTER(c_int32)),
+        ("limit", POINTER(c_uint64)),
+        ("ratio", _Doubles),
+        ("factor", c_double),
+        *((name, c_int32) for name in ("order", "max_calls", "default_bucket")),
+    ]
+
+
+class Given(Structure):
+    """`odestream_output`."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("y", "gates")),
+        ("err", c_double),
+        *((name, c_int32) for name in ("bucket", "flagged", "calls", "reruns")),
+    ]
+
+
+class Progress(Structure):
+    """`odestream_progress`."""
+
+    _fields_ = [
+        ("tick", c_int64),
+        ("begun", c_int32),
+        *((name, c_uint64) for name in ("previous_gap", "previous_steps")),
+        ("previous_err", c_double),
+        *((name, c_uint64) for name in ("steps", "flagged", "split", "rerun")),
+        *((name, c_uint64 * MAX_BUCKETS) for name in ("accepted", "rejected")),
     ]
 
 
@@ -89,6 +131,17 @@ def _declare(library: ctypes.CDLL) -> None:
         "odestream_layout": (c_char_p, [c_void_p]),
         "odestream_scratch_bytes": (c_size_t, [c_void_p]),
         "odestream_step": (c_int32, [c_void_p, c_void_p, c_int32]),
+        "odestream_stream_create": (c_void_p, [c_void_p, POINTER(Solving)]),
+        "odestream_stream_destroy": (None, [c_void_p]),
+        "odestream_stream_step": (c_int32, [c_void_p, c_int64, c_void_p, c_void_p, c_void_p]),
+        "odestream_stream_predict": (c_int32, [c_void_p, c_int64, c_void_p]),
+        "odestream_stream_state": (c_void_p, [c_void_p]),
+        "odestream_stream_progress": (POINTER(Progress), [c_void_p]),
+        "odestream_stream_load": (c_int32, [c_void_p, c_void_p, POINTER(Progress)]),
+        "odestream_stream_error": (c_char_p, [c_void_p]),
+        "odestream_batch_create": (c_void_p, [c_void_p]),
+        "odestream_batch_destroy": (None, [c_void_p]),
+        "odestream_batch_step": (c_int32, [c_void_p, c_void_p, c_size_t, *[c_void_p] * 5]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)

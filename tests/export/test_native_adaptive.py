@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from odestream.runtime import Batcher, Output, Stream, load
+from odestream.runtime.backends.native_stream import NativeCore
 from odestream.runtime.contract.tolerances import tolerances
+from odestream.runtime.core import EngineCore
 from odestream.runtime.records import StreamState
 from tests.export.conftest import Exported
 from tests.helpers.streams import SECOND, same, same_state
@@ -33,8 +35,12 @@ def rows(seed: int = 4) -> list[Row]:
 
 def with_factor(stream: Stream, factor: float) -> Stream:
     """The same stream, its rule's safety factor times `factor`."""
-    rule = stream._core.solver.rule
-    stream._core.solver.rule = dataclasses.replace(rule, factor=rule.factor * factor)
+    core = stream._core
+    if isinstance(core, EngineCore):
+        core.solver.rule = dataclasses.replace(core.solver.rule, factor=core.solver.rule.factor * factor)
+    if isinstance(core, NativeCore):
+        rule = dataclasses.replace(core.rule, factor=core.rule.factor * factor)
+        stream._core = NativeCore(core.model, stream.model.manifest, rule)
     return stream
 
 

@@ -13,7 +13,7 @@ import pytest
 from odestream.models.config import Task
 from odestream.runtime.backends.native import open_engine
 from odestream.runtime.bundle import Bundle
-from odestream.runtime.kernels.build import CONTRACT, FLAGS, PLAIN, SOURCES, STEP, instruction_sets
+from odestream.runtime.kernels.build import SOURCES, instruction_sets, units
 from odestream.runtime.kernels.configuration import native_config
 from odestream.runtime.kernels.library import Config
 from tests.export.conftest import CONFIGS
@@ -51,12 +51,9 @@ def _arrays(config: Config) -> Iterator[bytes]:
 def compile_replay(compiler: str, folder: Path, sets: dict[str, tuple[str, ...]], *extra: str) -> Path:
     """replay.cpp with the library's sources in one program."""
     objects = []
-    units = [(source, "", ()) for source in PLAIN] + [(STEP, name, flags) for name, flags in sets.items()]
-    for source, name, flags in units:
+    for source, name, flags in units(sets):
         target = folder / f"{source}{name}.o"
-        define = [f"-DODE_ISA={name}"] if name else []
-        command = [compiler, *FLAGS, CONTRACT, *flags, *define, "-c", str(SOURCES / source), "-o", str(target)]
-        subprocess.run(command, check=True)
+        subprocess.run([compiler, *flags, "-c", str(SOURCES / source), "-o", str(target)], check=True)
         objects.append(str(target))
     program = folder / "replay"
     options = ["-std=c++17", "-Wall", "-Werror", f"-I{SOURCES}", *extra]

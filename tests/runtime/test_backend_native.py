@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -136,7 +137,9 @@ def test_a_state_that_is_not_finite_is_refused_and_the_stream_goes_on(native: Mo
     stream = native.stream()
     run(stream, 0, 5)
     good = stream.save()
-    stream._core.binding.arena[3] = np.nan
+    bad = dataclasses.replace(good, arena=good.arena.copy())
+    bad.arena[3] = np.nan
+    stream._core.load(bad)
     with pytest.raises(StateError, match="state h"):
         run(stream, 5, 6)
     stream._core.load(good)

@@ -25,8 +25,8 @@ from odestream.runtime import (
     load,
 )
 from odestream.runtime.backends.onnxruntime import OnnxBinding
-from odestream.runtime.batch import _size
 from odestream.runtime.contract.tolerances import tolerances
+from odestream.runtime.engine_batch import _size
 from tests.helpers.adaptive import ADAPTIVE, BEYOND, BURST, OUTBURST, QUIET, after, bursts
 from tests.helpers.streams import SECOND, continues_like, same, same_state
 from tests.helpers.tiny_bundle import NANO_MEMBERS, Tiny, write_tiny

@@ -56,7 +56,7 @@ def maths(request: pytest.FixtureRequest, compiler: str, tmp_path_factory: pytes
     command = [
         compiler,
         *kernels.FLAGS,
-        kernels.CONTRACT,
+        kernels.JOINED,
         *request.param,
         "-fvisibility=default",
         "-Wall",
@@ -135,7 +135,10 @@ def test_functions_keep_what_is_not_finite_and_what_is_exact(maths: ctypes.CDLL)
 
 def test_cmake_compiles_with_the_same_flags() -> None:
     text = (kernels.SOURCES / "CMakeLists.txt").read_text()
-    flags = {*kernels.FLAGS, kernels.CONTRACT} - {"-std=c++17", "-fPIC", "-fvisibility=hidden"}
+    flags = set(kernels.FLAGS) - {"-std=c++17", "-fPIC", "-fvisibility=hidden"}
+    assert f"step_${{name}} PRIVATE ${{ODESTREAM_FLAGS}} {kernels.JOINED} " in text
+    assert f"odestream PRIVATE ${{ODESTREAM_FLAGS}} {kernels.EXACT})" in text
+    assert f"SHARED {' '.join(kernels.PLAIN)})" in text
     assert flags == set(re.search(r"ODESTREAM_FLAGS (.*)\)", text)[1].split())  # type: ignore[index]
     for setting in ("CXX_STANDARD 17", "POSITION_INDEPENDENT_CODE ON", "CXX_VISIBILITY_PRESET hidden"):
         assert setting in text
@@ -145,7 +148,14 @@ def test_cmake_compiles_with_the_same_flags() -> None:
 
 def test_python_and_the_header_agree_on_the_interface(compiler: str, tmp_path: Path) -> None:
     """Sizes and places of every struct field, as the compiler lays them out."""
-    structs = {"config": library.Config, "weight": library.Weight, "call": library.Call}
+    structs = {
+        "config": library.Config,
+        "weight": library.Weight,
+        "call": library.Call,
+        "solving": library.Solving,
+        "output": library.Given,
+        "progress": library.Progress,
+    }
     lines = [f'printf("%zu ", sizeof(odestream_{name}));' for name in structs]
     expected = [ctypes.sizeof(struct) for struct in structs.values()]
     for name, struct in structs.items():

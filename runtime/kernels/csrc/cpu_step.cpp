@@ -14,5 +14,13 @@ void step(const Cell& cell, const Call& call, int steps) {
     }
 }
 
+// Whether none of the values is NaN or infinite: the largest exponent says so.
+bool finite(const float* values, long count) {
+    constexpr uint32_t EXPONENT = 0x7f800000u;
+    uint32_t found = 0;
+    for (long i = 0; i < count; ++i) found |= (to_bits(values[i]) & EXPONENT) == EXPONENT;
+    return found == 0;
+}
+
 }  // namespace ODE_ISA
 }  // namespace odestream

@@ -6,23 +6,28 @@
 namespace odestream {
 
 using Step = void (*)(const Cell& cell, const Call& call, int steps);
+using Finite = bool (*)(const float* values, long count);
 
 #if defined(__x86_64__)
 namespace x86_64_v3 {
 void step(const Cell& cell, const Call& call, int steps);
+bool finite(const float* values, long count);
 }
 namespace x86_64_v4 {
 void step(const Cell& cell, const Call& call, int steps);
+bool finite(const float* values, long count);
 }
 #else
 namespace portable {
 void step(const Cell& cell, const Call& call, int steps);
+bool finite(const float* values, long count);
 }
 #endif
 
-// A step and the instruction set that it was compiled for; step is null where this machine has none of them.
+// The instruction set of this machine and the functions compiled for it, which are null where the library has none.
 struct Chosen {
     Step step;
+    Finite finite;
     const char* name;
 };
 

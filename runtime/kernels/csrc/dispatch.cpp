@@ -16,11 +16,11 @@ Chosen choose_step() {
     const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                     __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512cd");
-    if (v4 && allowed("x86_64_v4")) return {x86_64_v4::step, "x86_64_v4"};
-    if (v3 && allowed("x86_64_v3")) return {x86_64_v3::step, "x86_64_v3"};
-    return {nullptr, "x86_64"};
+    if (v4 && allowed("x86_64_v4")) return {x86_64_v4::step, x86_64_v4::finite, "x86_64_v4"};
+    if (v3 && allowed("x86_64_v3")) return {x86_64_v3::step, x86_64_v3::finite, "x86_64_v3"};
+    return {nullptr, nullptr, "x86_64"};
 #else
-    return {portable::step, "portable"};
+    return {portable::step, portable::finite, "portable"};
 #endif
 }
 

@@ -74,13 +74,22 @@ struct Cell {
     Matrix expect_inner, expect_outer, residual, encode, update, answer_inner, answer_outer, recall;
 };
 
+// One stream's inputs, state and results where they lie by themselves: each as in a call of one stream.
+struct Row {
+    const void* x;
+    const float *mask, *dt, *phase, *state;
+    float *y, *err, *gates, *next_state;
+};
+
 // One call over `batch` streams. Every array is [batch, …] as the bundle's spec says; x points to float, to int64_t for
-// tokens; phase may be null without frequencies. scratch: TILE rows of Places::row floats, aligned to 64 bytes.
+// tokens; phase may be null without frequencies. scratch: TILE rows of Places::row floats, aligned to 64 bytes. With
+// `rows`, [batch], every stream's values are read and written in their own places, and the other arrays are not used.
 struct Call {
     const void* x;
     const float *mask, *dt, *phase, *state;
     float *y, *err, *gates, *next_state, *scratch;
     int batch;
+    const Row* rows = nullptr;
 };
 
 constexpr int TILE = 8;  // rows that one pass over the weights serves

@@ -98,12 +98,12 @@ ODE_FN void ode_flow(const Team& team, const Tile& tile, int steps) {
     const Tableau& method = cell.method;
     const int width = cell.size.hidden, last_slope = (method.stages - 1) * padded(width);
     const float share = static_cast<float>(1.0 / steps);
-    team.linear(cell.drive, {tile.member(cell.member.u, width, 0), width}, {cell.drive.bias, 0},
-                tile.span(cell.place.drive), tile.rows);
     for (int r = 0; r < tile.rows; ++r) {
         team.copy(width, tile.member(cell.member.h, width, r), tile.at(cell.place.h, r));
+        team.copy(width, tile.member(cell.member.u, width, r), tile.at(cell.place.stage, r));
         team.set(tile.fact(ERR, r), 0.0f);
     }
+    team.linear(cell.drive, tile.view(cell.place.stage), {cell.drive.bias, 0}, tile.span(cell.place.drive), tile.rows);
     int h = cell.place.h, after = cell.place.after;
     double known = -1.0;  // the time for which `fixed` was made
     const float* fixed = nullptr;

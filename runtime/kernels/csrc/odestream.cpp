@@ -1,26 +1,15 @@
 // The C interface: checks what comes in, and lets no exception out.
 #include "odestream.h"
 
-#include "cpu_step.h"
-#include "load.h"
+#include "handle.h"
 
 #include <cstring>
 #include <exception>
 #include <new>
 
-struct odestream_model {
-    odestream::Loaded loaded;
-    odestream::Step step;
-};
-
 namespace {
 
 thread_local char last_error[512] = "";
-
-int32_t fail(int32_t status, const char* message) {
-    std::strncpy(last_error, message, sizeof last_error - 1);
-    return status;
-}
 
 bool tokens_fit(const odestream::Sizes& size, const odestream_call& call) {
     const int64_t* tokens = static_cast<const int64_t*>(call.x);
@@ -31,6 +20,11 @@ bool tokens_fit(const odestream::Sizes& size, const odestream_call& call) {
 }
 
 }  // namespace
+
+int32_t odestream::fail(int32_t status, const char* message) {
+    std::strncpy(last_error, message, sizeof last_error - 1);
+    return status;
+}
 
 int32_t odestream_abi(void) { return ODESTREAM_ABI; }
 
@@ -45,11 +39,11 @@ odestream_model* odestream_create(const odestream_config* config, const odestrea
     try {
         const odestream::Chosen chosen = odestream::choose_step();
         if (chosen.step == nullptr) throw odestream::Refused("this machine has no AVX2 and FMA");
-        return new odestream_model{odestream::load_cell(*config, weights, count), chosen.step};
+        return new odestream_model{odestream::load_cell(*config, weights, count), chosen};
     } catch (const std::exception& error) {
-        fail(ODESTREAM_BAD_CALL, error.what());
+        odestream::fail(ODESTREAM_BAD_CALL, error.what());
     } catch (...) {
-        fail(ODESTREAM_BAD_CALL, "an unknown failure");
+        odestream::fail(ODESTREAM_BAD_CALL, "an unknown failure");
     }
     return nullptr;
 }
@@ -63,12 +57,12 @@ size_t odestream_scratch_bytes(const odestream_model* model) {
 }
 
 int32_t odestream_step(const odestream_model* model, const odestream_call* call, int32_t steps) {
-    if (steps < 1 || call->batch < 1) return fail(ODESTREAM_BAD_CALL, "steps and batch must be at least 1");
+    if (steps < 1 || call->batch < 1) return odestream::fail(ODESTREAM_BAD_CALL, "steps and batch must be at least 1");
     const odestream::Cell& cell = model->loaded.cell;
-    if (!tokens_fit(cell.size, *call)) return fail(ODESTREAM_BAD_TOKEN, "a token is not between 0 and 255");
+    if (!tokens_fit(cell.size, *call)) return odestream::fail(ODESTREAM_BAD_TOKEN, "a token is not between 0 and 255");
     const odestream::Call inner{call->x,   call->mask, call->dt,    call->phase,      call->state,
                                 call->y,   call->err,  call->gates, call->next_state, static_cast<float*>(call->scratch),
                                 call->batch};
-    model->step(cell, inner, steps);
+    model->code.step(cell, inner, steps);
     return ODESTREAM_OK;
 }

@@ -37,25 +37,36 @@ struct Tile {
     ODE_FN View view(int place) const { return {at(place, 0), stride()}; }
     ODE_FN Span span(int place) const { return {at(place, 0), stride()}; }
 
-    ODE_FN float dt(int r) const { return call->dt[first + r]; }
+    // Values of row r: its own, or its part of the call's arrays.
+    ODE_FN bool apart() const { return call->rows != nullptr; }
+    ODE_FN const Row& own(int r) const { return call->rows[first + r]; }
+    template <class Float>
+    ODE_FN Float* part(Float* all, int size, int r) const {
+        return all + static_cast<long>(first + r) * size;
+    }
+
+    ODE_FN float dt(int r) const { return apart() ? *own(r).dt : call->dt[first + r]; }
     ODE_FN const float* phase(int r) const {
-        return call->phase + static_cast<long>(first + r) * 2 * cell->size.frequencies;
+        return apart() ? own(r).phase : part(call->phase, 2 * cell->size.frequencies, r);
     }
-    ODE_FN const float* mask(int r) const { return call->mask + static_cast<long>(first + r) * cell->size.channels; }
+    ODE_FN const float* mask(int r) const { return apart() ? own(r).mask : part(call->mask, cell->size.channels, r); }
     ODE_FN const float* x(int r) const {
-        return static_cast<const float*>(call->x) + static_cast<long>(first + r) * cell->size.channels;
+        if (apart()) return static_cast<const float*>(own(r).x);
+        return part(static_cast<const float*>(call->x), cell->size.channels, r);
     }
-    ODE_FN int64_t token(int r) const { return static_cast<const int64_t*>(call->x)[first + r]; }
+    ODE_FN int64_t token(int r) const {
+        return *(apart() ? static_cast<const int64_t*>(own(r).x) : static_cast<const int64_t*>(call->x) + first + r);
+    }
 
     ODE_FN const float* member(int offset, int size, int r) const {
-        return of(call->state, offset, size, call->batch, first + r);
+        return apart() ? own(r).state + offset : of(call->state, offset, size, call->batch, first + r);
     }
     ODE_FN float* next(int offset, int size, int r) const {
-        return of(call->next_state, offset, size, call->batch, first + r);
+        return apart() ? own(r).next_state + offset : of(call->next_state, offset, size, call->batch, first + r);
     }
-    ODE_FN float* y(int r) const { return call->y + static_cast<long>(first + r) * cell->size.answers; }
-    ODE_FN float* err(int r) const { return call->err + first + r; }
-    ODE_FN float* gates(int r) const { return call->gates + static_cast<long>(first + r) * cell->size.gates; }
+    ODE_FN float* y(int r) const { return apart() ? own(r).y : part(call->y, cell->size.answers, r); }
+    ODE_FN float* err(int r) const { return apart() ? own(r).err : call->err + first + r; }
+    ODE_FN float* gates(int r) const { return apart() ? own(r).gates : part(call->gates, cell->size.gates, r); }
 };
 
 }  // namespace ODE_ISA

@@ -1,0 +1,116 @@
+"""Many streams of the C library stepped in one call, which groups them by bucket."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odestream.runtime.arena import aligned
+from odestream.runtime.backends import Rows
+from odestream.runtime.backends.native_stream import BOOL, FLOAT32, NativeCore
+from odestream.runtime.contract.manifest import Manifest
+from odestream.runtime.errors import CompatError, OdestreamError
+from odestream.runtime.kernels.library import Given
+from odestream.runtime.records import Output
+
+if TYPE_CHECKING:
+    from odestream.runtime.backends.native import NativeModel
+
+_RESULT = ["err", "bucket", "flagged", "calls", "reruns"]
+
+
+class NativeBatch:
+    """See `odestream.runtime.backends.StreamBatch`. Its buffers grow with the number of rows."""
+
+    def __init__(self, model: NativeModel, manifest: Manifest) -> None:
+        self._model, self._manifest = model, manifest
+        self._pointer = model.library.odestream_batch_create(model.pointer)
+        if not self._pointer:
+            raise CompatError(f"native cannot batch: {model.library.odestream_last_error().decode()}")
+        weakref.finalize(self, model.library.odestream_batch_destroy, self._pointer)
+        self._buffers = _Buffers(manifest, 1)
+
+    def step(self, cores: Sequence[NativeCore], x: Rows, t: Rows, mask: Rows) -> list[Output | OdestreamError]:
+        """One observation for each stream; rows as in `Stream.step`. A row that fails has its error as its answer."""
+        if len(cores) > self._buffers.size:
+            self._buffers = _Buffers(self._manifest, len(cores))
+        answers: dict[int, Output | OdestreamError] = {}
+        buffers = self._buffers
+        taken = range(len(cores)) if buffers.take_all(x, t, mask) else self._take_each(cores, x, t, mask, answers)
+        found = [cores[row] for row in taken]
+        buffers.streams[: len(found)] = [core.pointer for core in found]
+        self._model.library.odestream_batch_step(
+            self._pointer, buffers.streams.ctypes.data, len(found), *buffers.places
+        )
+        flat, results = buffers.flat[: len(found)].copy(), buffers.given[: len(found)][_RESULT].tolist()
+        for place, (row, core, status) in enumerate(zip(taken, found, buffers.statuses.tolist(), strict=False)):
+            if status:
+                answers[row] = core.failure(status, int(buffers.t[place]), x[row], mask[row])
+            else:
+                answers[row] = core.reader.read(flat[place], results[place])
+        return [answers[row] for row in range(len(cores))]
+
+    def _take_each(
+        self, cores: Sequence[NativeCore], x: Rows, t: Rows, mask: Rows, answers: dict[int, Output | OdestreamError]
+    ) -> list[int]:
+        """Take row by row, each with its own checks; the rows that passed them."""
+        taken: list[int] = []
+        for row, core in enumerate(cores):
+            try:
+                now = core.tick(t[row])
+                all_seen = core.take(now, x[row], mask[row]) is None
+            except OdestreamError as error:
+                answers[row] = error
+                continue
+            self._buffers.take(len(taken), now, core, all_seen)
+            taken.append(row)
+        return taken
+
+
+class _Buffers:
+    """What a call over at most `size` rows reads and writes. places: the addresses that it is given."""
+
+    def __init__(self, manifest: Manifest, size: int) -> None:
+        spec = manifest.spec
+        x, widths = spec.inputs[0], {tensor.name: tensor.size for tensor in spec.outputs}
+        self.size = size
+        self.streams = np.zeros(size, np.uint64)
+        self.t = np.zeros(size, np.int64)
+        self.x = aligned((size, *x.shape), x.dtype)
+        self.mask = aligned((size, x.size), np.float32)
+        self.flat = aligned((size, widths["y"] + widths["gates"]), np.float32)
+        self.given = np.zeros(size, Given)
+        self.given["y"] = self.flat.ctypes.data + np.arange(size, dtype=np.uint64) * np.uint64(self.flat.strides[0])
+        self.given["gates"] = self.given["y"] + np.uint64(4 * widths["y"])
+        self.statuses = np.zeros(size, np.int32)
+        parts = (self.t, self.x, self.mask, self.given, self.statuses)
+        self.places = tuple(part.ctypes.data for part in parts)
+
+    def take_all(self, x: Rows, t: Rows, mask: Rows) -> bool:
+        """Take all rows at once; False where they are not arrays of the library's own types."""
+        if not _fits(x, self.x, (FLOAT32,)) or not (isinstance(t, np.ndarray) and t.dtype == np.int64 and t.ndim == 1):
+            return False
+        count = len(x)
+        if isinstance(mask, np.ndarray):
+            if not _fits(mask, self.mask, (FLOAT32, BOOL)):
+                return False
+            self.mask[:count] = mask
+        elif any(seen is not None for seen in mask):
+            return False
+        else:
+            self.mask[:count] = 1
+        self.x[:count], self.t[:count] = x, t
+        return True
+
+    def take(self, place: int, now: int, core: NativeCore, all_seen: bool) -> None:
+        """Take what a stream has in its own buffers."""
+        self.t[place], self.x[place] = now, core.x
+        self.mask[place] = 1 if all_seen else core.mask
+
+
+def _fits(rows: Rows, like: NDArray[Any], dtypes: Sequence[np.dtype[Any]]) -> bool:
+    return isinstance(rows, np.ndarray) and rows.shape[1:] == like.shape[1:] and rows.dtype in dtypes and like.ndim > 1
