@@ -81,6 +81,7 @@ class _Buffers:
         self.streams = np.zeros(size, np.uint64)
         self.t = np.zeros(size, np.int64)
         self.x = aligned((size, *x.shape), x.dtype)
+        self._x_rows = self.x.reshape(size, -1)
         self.mask = aligned((size, x.size), np.float32)
         self.flat = aligned((size, widths["y"] + widths["gates"]), np.float32)
         self.given = np.zeros(size, Given)
@@ -108,7 +109,7 @@ class _Buffers:
 
     def take(self, place: int, now: int, core: NativeCore, all_seen: bool) -> None:
         """Take what a stream has in its own buffers."""
-        self.t[place], self.x[place] = now, core.x
+        self.t[place], self._x_rows[place] = now, core.x
         self.mask[place] = 1 if all_seen else core.mask
 
 

@@ -65,7 +65,7 @@ class NativeCore:
             t.name: aligned((1, *t.shape), t.dtype) for t in manifest.spec.inputs if t.name in ("x", "mask")
         }
         self._intake = Intake(manifest, self._inputs)
-        self.x, self.mask = self._inputs["x"][0], self._inputs["mask"][0]
+        self.x, self.mask = (self._inputs[name].reshape(-1) for name in ("x", "mask"))
         self._x_at, self._mask_at = (self._inputs[name].ctypes.data for name in ("x", "mask"))
         self._shape = None if self._intake.takes_tokens else self._intake.shape
         self._gaps = GapRule(manifest, self.clock, str(rule.buckets[-1]))
