@@ -6,15 +6,45 @@ import json
 import re
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
+from odestream.runtime.backends import BACKENDS
+from odestream.runtime.backends.onnxruntime import OnnxEngine
+from odestream.runtime.bundle import Bundle
 from odestream.runtime.cli import main
 from odestream.runtime.contract.manifest import TimeSpec
+from odestream.runtime.contract.tolerances import TOLERANCES, tolerances
 from odestream.runtime.verbs.latency import ROUNDS, Measured, Subject, measure, summary
 from tests.helpers.tiny_bundle import Tiny, write_tiny
+
+SIZES = ((1, 1), (1, 3), (4, 1))  # solver steps and batch of the bare engine, for buckets 1 and 4, batches 1 and 3
+
+
+class SlowEngine(OnnxEngine):
+    """ONNX Runtime, each call a millisecond longer."""
+
+    name = "slow"
+
+    def session(self, label: str) -> Any:
+        session = super().session(label)
+        return SimpleNamespace(io_binding=session.io_binding, run_with_iobinding=partial(_late, session))
+
+
+def _late(session: Any, io: Any) -> None:
+    time.sleep(0.001)
+    session.run_with_iobinding(io)
+
+
+def open_engine(bundle: Bundle, threads: int) -> SlowEngine:
+    """What makes this module a backend."""
+    return SlowEngine(onnxruntime, bundle, threads)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +144,57 @@ def test_bench_of_limited_buckets_measures_these_alone(tmp_path: Path, capsys: p
     for wrong in ("2", "8,4", "x"):
         assert main(["bench", str(bundle), *options, wrong, "--force"]) == 2
         assert "; " in capsys.readouterr().err
+
+
+def test_compare_measures_each_subject_on_each_backend_in_every_round(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second backend is ONNX Runtime again, held up for a millisecond a call: its ratio has to show that."""
+    monkeypatch.setattr("odestream.runtime.backends.BACKENDS", {**BACKENDS, "slow": __name__})
+    tolerance = {("fp32", "slow"): tolerances("fp32", "onnxruntime")}
+    monkeypatch.setattr("odestream.runtime.contract.tolerances.TOLERANCES", tolerance | dict(TOLERANCES))
+    bundle = write_tiny(tmp_path / "bundle", Tiny(buckets=(1, 4)))
+    options = ["--batch", "1,3", "--seconds", "0.1", "--json", str(tmp_path / "bench.json")]
+    assert main(["bench", str(bundle), *options, "--compare", "onnxruntime,slow"]) == 0
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["backend"] == "onnxruntime, slow"
+    found = [(row["backend"], row["steps"], row["batch"], row["mode"]) for row in report["measurements"]]
+    subjects = [(None, 1, "back-to-back"), (None, 1, "paced"), *((s, b, "back-to-back") for s, b in SIZES)]
+    assert found == [(backend, *subject) for subject in subjects for backend in ("onnxruntime", "slow")]
+    first, second = report["measurements"][::2], report["measurements"][1::2]
+    assert {row["p50_ratio"] for row in first} == {1.0}
+    for fast, slow in zip(first, second, strict=True):
+        assert slow["p50_us"] > 1000.0
+        assert slow["p50_ratio"] == pytest.approx(slow["p50_us"] / fast["p50_us"], rel=0.5)
+        assert slow["p50_ratio"] > 2.0
+    assert ("solver" in first[0], "solver" in second[1], "solver" in second[2]) == (True, True, False)
+    assert "× first" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--compare", "onnxruntime"], "expected two backends or more"),
+        (["--compare", "onnxruntime,onnxruntime"], "expected two backends or more"),
+        (["--compare", "onnxruntime,native", "--backend", "native"], "exclude each other"),
+        (["--compare", "onnxruntime,unheard"], "unknown backend 'unheard'"),
+        (["--compare", "onnxruntime,native"], "python -m odestream.runtime.kernels.build"),
+    ],
+)
+def test_backends_that_cannot_be_compared_here_are_refused(
+    options: list[str],
+    message: str,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("ODESTREAM_NATIVE_LIBRARY", raising=False)
+    monkeypatch.setattr("odestream.runtime.kernels.library.find_library", lambda: None)
+    out = tmp_path / "bench.json"
+    assert main(["bench", str(bundle), *options, "--json", str(out)]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_plot_is_an_image_that_appears_whole(bundle: Path, tmp_path: Path) -> None:
