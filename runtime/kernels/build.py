@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -28,7 +29,8 @@ COMMAND = "python -m odestream.runtime.kernels.build"
 # one rounding; streams may not, their decisions are Python's. CMakeLists.txt says the same.
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
 JOINED, EXACT = "-ffp-contract=fast", "-ffp-contract=off"
-PLAIN = ("dispatch.cpp", "load.cpp", "odestream.cpp", "stream.cpp", "streams.cpp")
+PLAIN = ("bundle.cpp", "dispatch.cpp", "load.cpp", "odestream.cpp", "stream.cpp", "streams.cpp")
+WITH_JSON, WITHOUT_JSON = ("manifest.cpp", "snapshot.cpp"), ("without_json.cpp",)
 STEP = "cpu_step.cpp"
 COMPILERS = ("c++", "g++", "clang++")
 
@@ -40,12 +42,29 @@ def instruction_sets() -> dict[str, tuple[str, ...]]:
     return {"portable": ()}
 
 
-def units(sets: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Source, instruction set ("" where it is for all) and flags of everything that makes up a library."""
-    for source in PLAIN:
-        yield source, "", (*FLAGS, EXACT)
+def units(
+    sets: Mapping[str, tuple[str, ...]], json: tuple[str, ...] | None
+) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Source, instruction set ("" where it is for all) and flags of everything that makes up a library.
+
+    json: see `json_flags`.
+    """
+    for source in (*PLAIN, *(WITHOUT_JSON if json is None else WITH_JSON)):
+        yield source, "", (*FLAGS, EXACT, *(json or ()))
     for name, flags in sets.items():
         yield STEP, name, (*FLAGS, JOINED, *flags, f"-DODE_ISA={name}")
+
+
+def json_flags(compiler: str) -> tuple[str, ...] | None:
+    """With which flags `compiler` finds nlohmann/json: the package of PyPI first, then its own; None where it is not.
+
+    Only C programs need it, to open bundles and to save streams: without it a library is built that refuses these.
+    """
+    package = importlib.util.find_spec("nlohmann_json")
+    if package is not None and package.origin is not None:
+        return ("-isystem", str(Path(package.origin).parent / "include"))
+    probe = [compiler, "-x", "c++", "-std=c++17", "-fsyntax-only", "-include", "nlohmann/json_fwd.hpp", os.devnull]
+    return () if subprocess.run(probe, check=False, capture_output=True).returncode == 0 else None
 
 
 def library_name() -> str:
@@ -102,7 +121,7 @@ def build(out: Path | None = None, extra: tuple[str, ...] = ()) -> Path:
 def compile_library(compiler: str, folder: Path, extra: tuple[str, ...]) -> Path:
     """Compile and link inside `folder`."""
     objects = []
-    for source, name, flags in units(instruction_sets()):
+    for source, name, flags in units(instruction_sets(), json_flags(compiler)):
         target = folder / f"{Path(source).stem}{name}.o"
         _run(compiler, *flags, *extra, "-c", str(SOURCES / source), "-o", str(target))
         objects.append(str(target))

@@ -13,7 +13,7 @@ import pytest
 from odestream.models.config import Task
 from odestream.runtime.backends.native import open_engine
 from odestream.runtime.bundle import Bundle
-from odestream.runtime.kernels.build import SOURCES, instruction_sets, units
+from odestream.runtime.kernels.build import SOURCES, instruction_sets, json_flags, units
 from odestream.runtime.kernels.configuration import native_config
 from odestream.runtime.kernels.library import Config
 from tests.export.conftest import CONFIGS
@@ -51,7 +51,7 @@ def _arrays(config: Config) -> Iterator[bytes]:
 def compile_replay(compiler: str, folder: Path, sets: dict[str, tuple[str, ...]], *extra: str) -> Path:
     """replay.cpp with the library's sources in one program."""
     objects = []
-    for source, name, flags in units(sets):
+    for source, name, flags in units(sets, json_flags(compiler)):
         target = folder / f"{source}{name}.o"
         subprocess.run([compiler, *flags, "-c", str(SOURCES / source), "-o", str(target)], check=True)
         objects.append(str(target))

@@ -139,6 +139,8 @@ def test_cmake_compiles_with_the_same_flags() -> None:
     assert f"step_${{name}} PRIVATE ${{ODESTREAM_FLAGS}} {kernels.JOINED} " in text
     assert f"odestream PRIVATE ${{ODESTREAM_FLAGS}} {kernels.EXACT})" in text
     assert f"SHARED {' '.join(kernels.PLAIN)})" in text
+    for sources in (kernels.WITH_JSON, kernels.WITHOUT_JSON):
+        assert f"target_sources(odestream PRIVATE {' '.join(sources)})" in text
     assert flags == set(re.search(r"ODESTREAM_FLAGS (.*)\)", text)[1].split())  # type: ignore[index]
     for setting in ("CXX_STANDARD 17", "POSITION_INDEPENDENT_CODE ON", "CXX_VISIBILITY_PRESET hidden"):
         assert setting in text

@@ -11,9 +11,11 @@
 
 namespace odestream {
 
-// What does not fit; caught at the C interface.
+// What does not fit; caught at the C interface, where it becomes a status.
 struct Refused : std::runtime_error {
-    using std::runtime_error::runtime_error;
+    explicit Refused(const std::string& message, int32_t kind = ODESTREAM_BAD_CALL)
+        : std::runtime_error(message), status(kind) {}
+    int32_t status;
 };
 
 struct Freed {

@@ -4,8 +4,6 @@
 #include "handle.h"
 
 #include <cstring>
-#include <exception>
-#include <new>
 
 namespace {
 
@@ -36,19 +34,20 @@ const char* odestream_instruction_set(void) {
 const char* odestream_last_error(void) { return last_error; }
 
 odestream_model* odestream_create(const odestream_config* config, const odestream_weight* weights, size_t count) {
-    try {
+    odestream_model* model = nullptr;
+    odestream::guarded(ODESTREAM_BAD_CALL, [&] {
         const odestream::Chosen chosen = odestream::choose_step();
         if (chosen.step == nullptr) throw odestream::Refused("this machine has no AVX2 and FMA");
-        return new odestream_model{odestream::load_cell(*config, weights, count), chosen};
-    } catch (const std::exception& error) {
-        odestream::fail(ODESTREAM_BAD_CALL, error.what());
-    } catch (...) {
-        odestream::fail(ODESTREAM_BAD_CALL, "an unknown failure");
-    }
-    return nullptr;
+        model = new odestream_model{odestream::load_cell(*config, weights, count), chosen, nullptr};
+    });
+    return model;
 }
 
 void odestream_destroy(odestream_model* model) { delete model; }
+
+const odestream_solving* odestream_model_solving(const odestream_model* model) {
+    return model->manifest == nullptr ? nullptr : &model->manifest->solving;
+}
 
 const char* odestream_layout(const odestream_model* model) { return model->loaded.layout.c_str(); }
 

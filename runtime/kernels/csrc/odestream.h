@@ -44,7 +44,12 @@ enum {
     ODESTREAM_LONG_GAP = 6,   /* t lies further ahead than the model can cross */
     ODESTREAM_NOT_FINITE = 7, /* state or outputs became NaN or infinite in every bucket that was left to try */
     ODESTREAM_BUSY = 8,       /* the stream is in a call of another thread, or twice in a batch */
-    ODESTREAM_NO_MEMORY = 9
+    ODESTREAM_NO_MEMORY = 9,
+    ODESTREAM_UNSUPPORTED = 10, /* a bundle that the library or this machine cannot run */
+    ODESTREAM_BAD_PATH = 11,    /* a file of the bundle is a link or a device */
+    ODESTREAM_BAD_HASH = 12,    /* the weights' size or sha256 is not the manifest's; nothing of them was used */
+    ODESTREAM_BAD_BUNDLE = 13,  /* a file is missing, or its content is not what the format asks for */
+    ODESTREAM_BAD_SNAPSHOT = 14 /* damaged, of another version, or of another model */
 };
 
 /* A cell as its configuration describes it; the arrays are read while the model is made and not kept. */
@@ -135,6 +140,12 @@ ODESTREAM_API odestream_model *odestream_create(const odestream_config *config, 
                                                 size_t count);
 ODESTREAM_API void odestream_destroy(odestream_model *model);
 
+/* Open the bundle in the directory `path`: of its files, manifest.json and weights.safetensors are read. */
+ODESTREAM_API int32_t odestream_open(const char *path, odestream_model **model);
+
+/* How streams of an opened model count time and choose their steps, to be copied and changed; null for a created one. */
+ODESTREAM_API const odestream_solving *odestream_model_solving(const odestream_model *model);
+
 /* Inputs, outputs and state of one stream in order, as "x:3 mask:3 dt:1 phase:4 | y:6 err:1 gates:8 | h:64 …". */
 ODESTREAM_API const char *odestream_layout(const odestream_model *model);
 
@@ -143,7 +154,7 @@ ODESTREAM_API size_t odestream_scratch_bytes(const odestream_model *model);
 /* Run `steps` solver steps; the state passed in is not changed. */
 ODESTREAM_API int32_t odestream_step(const odestream_model *model, const odestream_call *call, int32_t steps);
 
-/* A stream at `initial`: one conversation, for one call at a time. */
+/* A stream at `initial`: one conversation, for one call at a time. solving: null for that of an opened model. */
 ODESTREAM_API odestream_stream *odestream_stream_create(const odestream_model *model, const odestream_solving *solving);
 ODESTREAM_API void odestream_stream_destroy(odestream_stream *stream);
 
@@ -164,6 +175,15 @@ ODESTREAM_API const odestream_progress *odestream_stream_progress(const odestrea
 /* Go on from a state and progress that another stream of the same model and buckets had. */
 ODESTREAM_API int32_t odestream_stream_load(odestream_stream *stream, const float *state,
                                             const odestream_progress *progress);
+
+/* A stream of an opened model as bytes that odestream_restore, or Python on any backend, resumes bit for bit. Writes to
+ * `data` what `room` has place for, and always the whole size to `size`; ODESTREAM_BAD_CALL where that was too little.
+ * Streams save the buckets of their model: one made of fewer must not be saved so. */
+ODESTREAM_API int32_t odestream_snapshot(const odestream_stream *stream, void *data, size_t room, size_t *size);
+
+/* A new stream from a snapshot of one stream, taken here or in Python. */
+ODESTREAM_API int32_t odestream_restore(const odestream_model *model, const void *data, size_t size,
+                                        odestream_stream **stream);
 
 /* What the stream's last failed call failed at. */
 ODESTREAM_API const char *odestream_stream_error(const odestream_stream *stream);

@@ -91,4 +91,8 @@ private:
     char error_[384] = "";
 };
 
+// Snapshots; both throw Refused. A stream that is refused one is as it was.
+std::string write_snapshot(const Stream& stream);
+void read_snapshot(Stream& stream, const void* data, size_t size);
+
 }  // namespace odestream

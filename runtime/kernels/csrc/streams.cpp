@@ -1,7 +1,7 @@
 // The C interface to streams, one at a time or many of one model together.
 #include "stream.h"
 
-#include <exception>
+#include <cstring>
 
 struct odestream_stream : odestream::Stream {
     using Stream::Stream;
@@ -98,12 +98,13 @@ private:
 }  // namespace odestream
 
 odestream_stream* odestream_stream_create(const odestream_model* model, const odestream_solving* solving) {
-    try {
-        return new odestream_stream(*model, *solving);
-    } catch (const std::exception& error) {
-        odestream::fail(ODESTREAM_BAD_CALL, error.what());
-    }
-    return nullptr;
+    odestream_stream* stream = nullptr;
+    odestream::guarded(ODESTREAM_BAD_CALL, [&] {
+        const odestream_solving* own = solving != nullptr ? solving : odestream_model_solving(model);
+        if (own == nullptr) throw odestream::Refused("the model was not opened from a bundle; say how it solves");
+        stream = new odestream_stream(*model, *own);
+    });
+    return stream;
 }
 
 void odestream_stream_destroy(odestream_stream* stream) { delete stream; }
@@ -123,6 +124,24 @@ const odestream_progress* odestream_stream_progress(const odestream_stream* stre
 
 int32_t odestream_stream_load(odestream_stream* stream, const float* state, const odestream_progress* progress) {
     return odestream::alone(*stream, [&] { return stream->load(state, *progress); });
+}
+
+int32_t odestream_snapshot(const odestream_stream* stream, void* data, size_t room, size_t* size) {
+    return odestream::guarded(ODESTREAM_BAD_CALL, [&] {
+        const std::string bytes = odestream::write_snapshot(*stream);
+        *size = bytes.size();
+        if (room < bytes.size()) throw odestream::Refused("there is too little room for the snapshot; give it its size");
+        std::memcpy(data, bytes.data(), bytes.size());
+    });
+}
+
+int32_t odestream_restore(const odestream_model* model, const void* data, size_t size, odestream_stream** stream) {
+    return odestream::guarded(ODESTREAM_BAD_SNAPSHOT, [&] {
+        if (model->manifest == nullptr) throw odestream::Refused("the model was not opened from a bundle; use odestream_open");
+        auto made = std::make_unique<odestream_stream>(*model, model->manifest->solving);
+        odestream::read_snapshot(*made, data, size);
+        *stream = made.release();
+    });
 }
 
 const char* odestream_stream_error(const odestream_stream* stream) { return stream->error(); }
