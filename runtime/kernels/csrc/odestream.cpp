@@ -7,7 +7,7 @@
 
 namespace {
 
-thread_local char last_error[512] = "";
+thread_local char last_error[1024] = "";
 
 bool tokens_fit(const odestream::Sizes& size, const odestream_call& call) {
     const int64_t* tokens = static_cast<const int64_t*>(call.x);

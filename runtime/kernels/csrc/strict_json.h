@@ -35,8 +35,10 @@ inline Json parse_strictly(const std::string& text) {
     };
     try {
         return Json::parse(text, check);
-    } catch (const Json::exception& error) {
-        throw BadJson(error.what());
+    } catch (const Json::parse_error& error) {
+        throw BadJson("it is no JSON from byte " + std::to_string(error.byte) + " on");
+    } catch (const Json::exception&) {
+        throw BadJson("a number in it is too large");
     }
 }
 
