@@ -198,18 +198,20 @@ def test_the_sources_compile_without_a_warning_and_share_no_function_between_ins
 @pytest.mark.slow
 def test_cmake_builds_and_installs_what_a_c_program_finds(tmp_path: Path) -> None:
     cmake, gcc = require("cmake"), require("gcc")
-    program = tmp_path / "program"
+    program, installed = tmp_path / "program", tmp_path / "installed"
     program.mkdir()
     (program / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.18)\nproject(program C)\nfind_package(odestream REQUIRED)\n"
+        "cmake_minimum_required(VERSION 3.18)\nproject(program C)\nfind_package(odestream 0.1 REQUIRED)\n"
         "add_executable(program main.c)\ntarget_link_libraries(program odestream::odestream)\n"
+        f"add_executable(example {kernels.SOURCES}/example.c)\ntarget_link_libraries(example odestream::odestream)\n"
     )
     (program / "main.c").write_text(
         '#include <odestream.h>\n#include <stdio.h>\nint main(void) { printf("%d\\n", odestream_abi()); return 0; }\n'
     )
-    installed = tmp_path / "installed"
+    json = kernels.json_flags(kernels.find_compiler())
+    options = [f"-DODESTREAM_JSON={json[1]}"] if json else []
     for command in (
-        [cmake, "-S", str(kernels.SOURCES), "-B", str(tmp_path / "build")],
+        [cmake, "-S", str(kernels.SOURCES), "-B", str(tmp_path / "build"), *options],
         [cmake, "--build", str(tmp_path / "build")],
         [cmake, "--install", str(tmp_path / "build"), "--prefix", str(installed)],
         [
@@ -226,6 +228,24 @@ def test_cmake_builds_and_installs_what_a_c_program_finds(tmp_path: Path) -> Non
         subprocess.run(command, check=True, capture_output=True)
     done = subprocess.run([str(program / "b" / "program")], check=True, capture_output=True, text=True)
     assert int(done.stdout) == library.ABI
+    refused = subprocess.run([str(program / "b" / "example"), "nowhere"], check=False, capture_output=True, text=True)
+    assert (refused.returncode, refused.stderr[:37]) == (2, "open: nowhere: not a bundle directory")
+
+
+@pytest.mark.slow
+def test_a_library_built_without_json_streams_and_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "json_flags", lambda compiler: None)
+    monkeypatch.setenv(library.LIBRARY_VARIABLE, str(kernels.build(tmp_path)))
+    built = library.load_library()
+    assert hasattr(built, "odestream_stream_step")
+    model = ctypes.c_void_p()
+    assert built.odestream_open(str(tmp_path).encode(), ctypes.byref(model)) != 0
+    assert "manifest.json: cannot be read" in built.odestream_last_error().decode()
+    (tmp_path / "manifest.json").write_text("{}")
+    assert built.odestream_open(str(tmp_path).encode(), ctypes.byref(model)) != 0
+    assert "without JSON; install nlohmann-json" in built.odestream_last_error().decode()
 
 
 @pytest.mark.slow

@@ -49,6 +49,11 @@ const odestream_solving* odestream_model_solving(const odestream_model* model) {
     return model->manifest == nullptr ? nullptr : &model->manifest->solving;
 }
 
+odestream_sizes odestream_model_sizes(const odestream_model* model) {
+    const odestream::Cell& cell = model->loaded.cell;
+    return {cell.size.task, cell.size.channels, cell.size.answers, cell.size.gates, cell.member.total};
+}
+
 const char* odestream_layout(const odestream_model* model) { return model->loaded.layout.c_str(); }
 
 size_t odestream_scratch_bytes(const odestream_model* model) {

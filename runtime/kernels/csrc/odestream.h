@@ -102,7 +102,7 @@ typedef struct {
     int32_t default_bucket;  /* the steps taken where nothing is known */
 } odestream_solving;
 
-/* What a call gave. y and gates are the caller's, [answers] and [gates] of the layout, or null where they are not
+/* What a call gave. y and gates are the caller's, of as many floats as odestream_sizes says, or null where they are not
  * wanted; the rest is written. A call that fails writes nothing. */
 typedef struct {
     float *y, *gates;
@@ -122,6 +122,11 @@ typedef struct {
     uint64_t steps, flagged, split, rerun;
     uint64_t accepted[ODESTREAM_MAX_BUCKETS], rejected[ODESTREAM_MAX_BUCKETS]; /* runs by bucket */
 } odestream_progress;
+
+/* What a caller must have room for: floats of x and mask, y, gates and the state. */
+typedef struct {
+    int32_t task, channels, answers, gates, state;
+} odestream_sizes;
 
 typedef struct odestream_model odestream_model;
 typedef struct odestream_stream odestream_stream;
@@ -145,6 +150,8 @@ ODESTREAM_API int32_t odestream_open(const char *path, odestream_model **model);
 
 /* How streams of an opened model count time and choose their steps, to be copied and changed; null for a created one. */
 ODESTREAM_API const odestream_solving *odestream_model_solving(const odestream_model *model);
+
+ODESTREAM_API odestream_sizes odestream_model_sizes(const odestream_model *model);
 
 /* Inputs, outputs and state of one stream in order, as "x:3 mask:3 dt:1 phase:4 | y:6 err:1 gates:8 | h:64 …". */
 ODESTREAM_API const char *odestream_layout(const odestream_model *model);
