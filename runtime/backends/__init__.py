@@ -23,11 +23,8 @@ BACKENDS = MappingProxyType(
 )
 """Name → module of every backend. Each module has `open_engine(bundle, threads) -> Engine`."""
 
-AUTOMATIC = ("onnxruntime",)
-"""What `auto` tries, in this order.
-
-native is faster, but taken by name alone until the stored vectors prove every weight: the kernels read the weights
-by themselves, and of a bundle's vectors `load` replays four steps, in which a changed weight may not show.
+AUTOMATIC = ("native", "onnxruntime")
+"""What `auto` tries, in this order: our own kernels where they are built and run the bundle's cell, as they are faster.
 """
 
 

@@ -25,7 +25,7 @@ from odestream.runtime.verbs.tally import sentence
 
 def bench(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle that `odestream export` made.")],
-    backend: Annotated[str, typer.Option(help="The engine to use; auto takes onnxruntime.")] = "auto",
+    backend: Annotated[str, typer.Option(help="The engine to use; auto takes native where it can run.")] = "auto",
     against: Annotated[
         str | None, typer.Option("--compare", help="Several engines side by side, with commas; the first is 1.")
     ] = None,
@@ -74,6 +74,8 @@ def _show(title: str, results: Sequence[Result]) -> None:
         if result.walk is not None:
             subject = result.measured.subject
             print(f"{subject.name}, {_pace(subject.rate)}: {sentence(result.walk.counters)}.")
+    for why in dict.fromkeys(result.why for result in results):
+        print(f"{why}.")
     print(f"Warm-up: {warm_up_text()}. Rounds are interleaved; a percentile of too few calls is left out.")
 
 

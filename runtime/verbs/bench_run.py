@@ -21,12 +21,13 @@ from odestream.runtime.verbs.tally import as_json
 
 @dataclass(frozen=True)
 class Result:
-    """One subject on one backend. walk: the stream that was stepped, None for the bare engine.
+    """One subject on one backend. why: it was chosen. walk: the stream that was stepped, None for the bare engine.
 
     ratio: of its median to the first backend's, the median over the rounds; None where one backend was measured.
     """
 
     backend: str
+    why: str
     measured: Measured
     walk: Walk | None
     ratio: float | None
@@ -90,6 +91,7 @@ def run_bench(bundle: Path, backends: Sequence[str], plan: Plan) -> tuple[str, l
         return models[0].manifest.name, [
             Result(
                 models[place].backend,
+                models[place].why,
                 measured,
                 walks[place][i] if i < len(walks[place]) else None,
                 _ratio(measured, first[i]) if len(models) > 1 else None,

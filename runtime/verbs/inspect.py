@@ -12,6 +12,8 @@ import typer
 from odestream.runtime.bundle import read_bundle
 from odestream.runtime.contract.manifest import Calibration, Manifest, ParityRow, SolverSpec
 from odestream.runtime.contract.spec import StateSpec, TensorSpec
+from odestream.runtime.errors import CompatError
+from odestream.runtime.model import load
 from odestream.runtime.snapshot import read_contents, read_snapshot
 from odestream.runtime.timestamps import format_time
 from odestream.runtime.verbs.console import print_json, show_table, size_text
@@ -28,8 +30,9 @@ def inspect(
 ) -> None:
     """Show what is in a bundle or a snapshot, after checking every hash; a snapshot needs no bundle.
 
-    Of a bundle: task, clock, solver and its calibration, tensors, the worst of its parity (--json: all of it), files,
-    provenance. Of a snapshot: its streams, their clocks and counters, and what their memories hold.
+    Of a bundle: task, clock, solver and its calibration, provenance, which backend runs it here and why, tensors, the
+    worst of its parity (--json: all of it), files. Of a snapshot: its streams, their clocks and counters, and what
+    their memories hold.
     """
     if path.is_dir():
         _inspect_bundle(path, as_json)
@@ -42,7 +45,7 @@ def _inspect_bundle(path: Path, as_json: bool) -> None:
     if as_json:
         print_json(msgspec.to_builtins(manifest))
         return
-    show_table(f"Bundle {path}", ("field", "value"), _about(manifest))
+    show_table(f"Bundle {path}", ("field", "value"), [*_about(manifest), ("runs here", _backend(path))])
     _show_calibration(manifest.solver)
     _show_tensors(manifest)
     _show_parity(manifest.parity)
@@ -52,6 +55,15 @@ def _inspect_bundle(path: Path, as_json: bool) -> None:
         [(name, size_text(entry.size), entry.sha256[:_SHORT]) for name, entry in sorted(manifest.files.items())],
         numbers=("size",),
     )
+
+
+def _backend(path: Path) -> str:
+    """Which backend `auto` takes for the bundle on this machine, and why."""
+    try:
+        with load(path) as model:
+            return model.why
+    except CompatError as error:
+        return f"no: {error}"
 
 
 def _about(manifest: Manifest) -> list[tuple[str, str]]:

@@ -39,7 +39,7 @@ def run(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle that `odestream export` made.")],
     source: Annotated[str, typer.Option("--input", help="A CSV (a text for a token model); - is standard input.")],
     output: Annotated[str, typer.Option(help="The CSV to write; - is standard output, row by row.")] = STDOUT,
-    backend: Annotated[str, typer.Option(help="The engine to use; auto takes onnxruntime.")] = "auto",
+    backend: Annotated[str, typer.Option(help="The engine to use; auto takes native where it can run.")] = "auto",
     resume: Annotated[Path | None, typer.Option(help="Continue the streams of this snapshot.")] = None,
     snapshot: Annotated[Path | None, typer.Option(help="Save the streams here at the end.")] = None,
     on_gap: Annotated[str, typer.Option(help="A gap too long to cross: error, or reset to a new stream.")] = "error",
@@ -168,11 +168,12 @@ class _Streams:
         counts, manifest = self._tally.of(self.by_name), self.model.manifest
         together = total(counts.values())
         if together.steps and manifest.solver is not None and manifest.solver.error_estimate:
-            print(f"odestream: {sentence(together)}", file=sys.stderr)
+            print(f"odestream: {sentence(together)}; on {self.model.backend}", file=sys.stderr)
         if report is not None:
             streams = {name: as_json(counters) for name, counters in counts.items()}
-            about = {"bundle": manifest.name, "identity": manifest.identity, "backend": self.model.backend}
-            save_json(report, about | {"total": as_json(together), "streams": streams}, force)
+            about = {"bundle": manifest.name, "identity": manifest.identity}
+            engine = {"backend": self.model.backend, "why": self.model.why}
+            save_json(report, about | engine | {"total": as_json(together), "streams": streams}, force)
 
     def _begin(self, name: str) -> Stream:
         self.by_name[name] = stream = self.model.stream(self._buckets)

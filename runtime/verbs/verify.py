@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from odestream.runtime.backends import AUTOMATIC, open_engine
-from odestream.runtime.bundle import read_bundle
+from odestream.runtime.backends import AUTOMATIC, Engine, open_engine
+from odestream.runtime.bundle import Bundle, read_bundle
 from odestream.runtime.contract.manifest import ParityRow
 from odestream.runtime.errors import CompatError
 from odestream.runtime.model import AUTO
@@ -28,7 +28,7 @@ def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle that `odestream export` made.")],
     run: Annotated[Path | None, typer.Option(help="Compare with the training run that it was exported from.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps to check; all stored ones by default.")] = None,
-    backend: Annotated[str, typer.Option(help="The engine to check; auto takes onnxruntime.")] = "auto",
+    backend: Annotated[str, typer.Option(help="The engine to check; auto takes native where it can run.")] = "auto",
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file of --json where it exists.")] = False,
 ) -> None:
@@ -42,8 +42,7 @@ def verify(
     refuse_outputs(force, json_path)
     compare = None if run is None else _framework()
     loaded = read_bundle(bundle)
-    # Not `load`: its self-test would refuse the very engine whose differences are to be shown.
-    engine = open_engine(AUTOMATIC[0] if backend == AUTO else backend, loaded, threads=1)
+    engine = _open(backend, loaded)
     try:
         if compare is None:
             rows: Sequence[ParityRow] = verify_vectors(engine, loaded, steps)
@@ -57,6 +56,22 @@ def verify(
         save_json(json_path, _report(loaded.manifest.name, engine.name, rows, wrong), force)
     if wrong:
         raise typer.Exit(1)
+
+
+def _open(backend: str, bundle: Bundle) -> Engine:
+    """The engine that is named, or the first of auto that can run the bundle.
+
+    Not `load`: its self-test would refuse the very engine whose differences are to be shown.
+    """
+    refusals = []
+    for name in AUTOMATIC if backend == AUTO else (backend,):
+        try:
+            engine = open_engine(name, bundle, threads=1)
+        except CompatError as error:
+            refusals.append(str(error))
+            continue
+        return engine
+    raise CompatError("; ".join(refusals))
 
 
 def _framework() -> Comparison:

@@ -110,6 +110,20 @@ def test_stored_chains_of_a_bundle_replay_on_native(task: Task, exported: Export
     assert task != "forecast" or {row.steps for row in rows} == {1200}
 
 
+FROM_THE_CONFIGURATION = {"centre", "scale", "field.frequencies"}
+
+
+def test_the_self_test_of_native_shows_a_small_change_in_any_weight(exported: Exported) -> None:
+    """So that what `load` replays proves that each was read and packed into its place."""
+    _, bundle = exported("forecast")
+    for name in bundle.weights.keys() - FROM_THE_CONFIGURATION:
+        changed = bundle.weights[name].copy()
+        # The slope goes through softplus, at -4: hardly anything of a small change comes through.
+        changed[tuple(n // 2 for n in changed.shape)] += 0.5 if name == "memory.age_slope" else 0.01
+        spoilt = Bundle(bundle.path, bundle.manifest, bundle.files, {**bundle.weights, name: changed})
+        assert failures(verify_vectors(open_engine(spoilt), spoilt)), name
+
+
 @pytest.mark.slow
 def test_a_thousand_chained_steps_stay_at_the_torch_step(exported: Exported) -> None:
     cell, bundle = exported("forecast")

@@ -62,20 +62,25 @@ def changed(bundle: Bundle, **fields: object) -> Bundle:
     return Bundle(bundle.path, manifest, bundle.files, bundle.weights)
 
 
-def test_native_is_taken_by_name_and_not_by_auto(path: Path, native: Model) -> None:
+def test_auto_takes_native_and_says_why(path: Path, native: Model, capsys: pytest.CaptureFixture[str]) -> None:
     assert (native.backend, native.why[:23]) == ("native", "native was asked for an")
     with load(path) as model:
-        assert model.backend == "onnxruntime"
+        assert model.backend == "native"
+        assert model.why == (
+            "native is the first backend of auto that runs the bundle and reproduces its stored vectors here"
+        )
+        assert main(["inspect", str(path)]) == 0
+        assert model.why in " ".join(capsys.readouterr().out.replace("│", " ").split())
     part = doctor.native_part()
     assert part.ready
-    assert "taken by --backend native, not by auto" in part.detail
+    assert "auto takes it for odestream's own cells" in part.detail
 
 
 COMMANDS = [["run", "--input", "rows.csv"], ["bench", "--seconds", "0.01", "--batch", "1"], ["verify", "--steps", "20"]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
-@pytest.mark.parametrize(("chosen", "backend"), [([], "onnxruntime"), (["--backend", "native"], "native")])
+@pytest.mark.parametrize(("chosen", "backend"), [([], "native"), (["--backend", "onnxruntime"], "onnxruntime")])
 def test_every_verb_runs_on_the_backend_that_it_is_told(
     command: list[str], chosen: list[str], backend: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,15 +236,11 @@ def test_a_module_that_is_no_cell_is_refused(tiny_path: Path) -> None:
         load(tiny_path, "native")
 
 
-def test_where_auto_tries_several_the_next_is_taken_and_the_refusal_told(
-    tiny_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("odestream.runtime.model.AUTOMATIC", ("native", "onnxruntime"))
+def test_what_native_cannot_run_auto_takes_to_the_next_and_tells_the_refusal(tiny_path: Path) -> None:
     with load(tiny_path) as model:
         assert model.backend == "onnxruntime"
         assert "; native runs odestream's own cells, which tiny is not" in model.why
-    with load(path) as model:
-        assert model.backend == "native"
+    assert main(["verify", str(tiny_path)]) == 0
 
 
 def test_a_second_thread_in_a_call_is_refused(path: Path) -> None:
@@ -247,14 +248,23 @@ def test_a_second_thread_in_a_call_is_refused(path: Path) -> None:
         load(path, "native", threads=2)
 
 
-def test_a_weight_that_is_off_by_little_fails_the_self_test(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_weight_that_is_off_by_little_fails_the_self_test_and_auto_goes_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = read_bundle(path)
     name = "memory.gates.read_bias"
     weights = {**plain.weights, name: plain.weights[name] + np.float32(1e-3)}
     spoilt = Bundle(plain.path, plain.manifest, plain.files, weights)
-    monkeypatch.setattr("odestream.runtime.model.read_bundle", lambda _: spoilt)
+
+    def spoil(name: str, bundle: Bundle, threads: int) -> Engine:
+        return open_engine(name, spoilt if name == "native" else bundle, threads)
+
+    monkeypatch.setattr("odestream.runtime.model.open_engine", spoil)
     with pytest.raises(CompatError, match="native does not reproduce the bundle's stored vectors here"):
         load(path, "native")
+    with load(path) as model:
+        assert model.backend == "onnxruntime"
+        assert "; native does not reproduce" in model.why
 
 
 def test_without_a_library_the_command_that_builds_it_is_named(

@@ -205,7 +205,7 @@ def test_an_unknown_backend_lists_the_known(tiny_path: Path) -> None:
 def test_load_says_which_backend_it_took_and_why(tiny_path: Path) -> None:
     with load(tiny_path) as model:
         assert model.backend == "onnxruntime"
-        assert model.why.startswith("onnxruntime is the first backend of auto that is installed")
+        assert model.why.startswith("onnxruntime is the first backend of auto that runs the bundle")
     with load(tiny_path, backend="onnxruntime", threads=2) as model:
         assert model.why.startswith("onnxruntime was asked for")
 

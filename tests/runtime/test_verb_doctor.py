@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from odestream.runtime.cli import main
+from odestream.runtime.kernels.library import LIBRARY_VARIABLE
 from odestream.runtime.verbs import doctor as verb
 
 NOTHING = dict.fromkeys(verb.PACKAGES)
@@ -53,8 +54,11 @@ def test_missing_engine_names_the_extra_of_this_board(
     assert (part.ready, part.install) == (False, install)
 
 
-def test_no_backend_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_backend_is_status_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(verb, "find_spec", lambda _: None)
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(tmp_path / "none.so"))
     monkeypatch.setattr(verb, "versions", lambda *names: dict.fromkeys(names))
     assert main(["doctor"]) == 1
     assert "pip install 'odestream[train]'" in capsys.readouterr().out

@@ -77,7 +77,8 @@ def test_one_line_on_standard_error_sums_up_and_standard_output_holds_the_rows_a
     share = f"{100 * (a.rerun + b.rerun) / COUNT:.3g}"
     assert err == (
         f"odestream: {COUNT} rows, {a.rerun + b.rerun} run again ({share} %), {a.split + b.split} split, "
-        f"{a.flagged + b.flagged} flagged; calls by solver steps: {', '.join(f'{n}: {k}' for n, k in calls.items())}\n"
+        f"{a.flagged + b.flagged} flagged; calls by solver steps: {', '.join(f'{n}: {k}' for n, k in calls.items())}"
+        "; on onnxruntime\n"
     )
     rows = list(csv.DictReader(io.StringIO(out)))
     assert list(rows[0]) == ["time", "id", "c1", "c1_std", "err", "bucket", "flagged"]
