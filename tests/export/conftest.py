@@ -10,6 +10,7 @@ from odestream.models.cell import Cell
 from odestream.models.config import CellConfig, Sizes, Task
 from odestream.runtime.bundle import Bundle, read_bundle
 from odestream.runtime.contract.manifest import TaskSpec, TimeSpec
+from odestream.runtime.kernels.build import find_compiler, json_flags
 from tests.helpers.calibration import skip_calibration
 from tests.helpers.gru import Gru
 from tests.helpers.sequences import random_cell
@@ -57,6 +58,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         return made[task]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def opening_library(native_library: Path) -> Path:
+    """The CPU library, where it was built with JSON and so opens bundles."""
+    if json_flags(find_compiler()) is None:
+        pytest.skip("nlohmann/json is not installed, so the library opens no bundles")
+    return native_library
 
 
 @pytest.fixture
