@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from odestream.models.cell import Cell, State
-from odestream.models.unroll import Unrolled, unroll
+from odestream.models.unroll import unroll
+from odestream.models.unrolled import Unrolled
 from recall_task import Questions, Rows, event_rows, noise, questions
 from recall_training import ROWS
 

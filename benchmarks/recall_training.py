@@ -19,7 +19,8 @@ from odestream.models.cell import Cell
 from odestream.models.config import PRESETS, CellConfig
 from odestream.models.gates import WriteGate, openness
 from odestream.models.memory_path import recall_path
-from odestream.models.unroll import Unrolled, unroll
+from odestream.models.unroll import unroll
+from odestream.models.unrolled import Unrolled
 from recall_task import CHANNELS, VALUES, Sequence, sequences
 
 ROWS: dict[str, tuple[float, float, float]] = {

@@ -33,11 +33,11 @@ from odestream.models.hybrid import (
     hybrid_memory,
     memory_spec,
 )
+from odestream.models.observing import Inputs, Seen, observe
 from odestream.models.surprise import SURPRISE_START, bounded, score
 from odestream.runtime.contract.spec import StateSpec, StepSpec, TensorSpec
 
 State = dict[str, Tensor]
-Inputs = Mapping[str, Tensor]
 STATISTICS = ("h", "u", "ua", "st", "norm")
 
 
@@ -46,14 +46,6 @@ class Weights(NamedTuple):
 
     field: FieldWeights
     memory: HybridWeights
-
-
-class Seen(NamedTuple):
-    """What is known of an observation before the state is touched by it: features [B, f], observed [B, 1], norm."""
-
-    features: Tensor
-    observed: Tensor
-    norm: normalise.Running | None
 
 
 class Expected(NamedTuple):
@@ -156,15 +148,7 @@ class Cell(nn.Module):
 
     def observe(self, inputs: Inputs, state: Mapping[str, Tensor]) -> Seen:
         """Features of x, and the running statistics after it; needs only `norm` of the state."""
-        x, mask = inputs["x"], inputs["mask"]
-        observed = torch.amax(mask, dim=-1, keepdim=True) > 0
-        if self.embedding is not None:
-            return Seen(torch.where(observed, self.embedding(x), 0.0), observed, None)
-        if not self.config.averages:
-            return Seen(normalise.fixed_features(x, mask, self._scaling()), observed, None)
-        before = normalise.elapse(normalise.unpack(state["norm"]), inputs["dt"], self.config.age_limit)
-        features = normalise.running_features(before, x, mask, self._scaling())
-        return Seen(features, observed, normalise.observe(before, x, mask, self._scaling()))
+        return observe(inputs, state, self._scaling(), self.embedding, self.config.age_limit)
 
     def expect(
         self,

@@ -56,7 +56,7 @@ def matrix_read(m: Tensor, query: Tensor) -> Tensor:
 def matrix_write(m: Tensor, key: Tensor, value: Tensor, strength: Tensor, keep: Tensor) -> Tensor:
     """Gated delta rule, m ← keep·m, then m ← m + β·k ⊗ (v − kᵀm) (Yang et al. 2024, gated delta networks).
 
-    key [B, H, dk] of length one, value [B, H, dv], strength β and keep [B, 1] in 0 … 1.
+    key [B, H, dk] of length one, value [B, H, dv], strength β and keep [B, 1] (or [B, H], by head) in 0 … 1.
     """
     kept = keep.unsqueeze(-1).unsqueeze(-1) * m
     error = value - torch.matmul(key.unsqueeze(-2), kept).squeeze(-2)

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from odestream.models import memory
-from odestream.models.cell import Cell, Expected, Inputs
+from odestream.models.cell import Cell, Expected
 from odestream.models.config import CellConfig, Store
 from odestream.models.gates import WriteGate, read_gate
 from odestream.models.hybrid import Address, HybridWeights, content, query_of, surprised
-from odestream.models.unroll import look
+from odestream.models.observing import Inputs, look
 
 LEAST_FACTOR = 1e-6  # a keep factor below it counts as it, inside a logarithm
 Places = NDArray[np.int64]

@@ -6,29 +6,17 @@ content alone (gates, keys, values) are computed for all times at once, before t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_structure, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from odestream.models import normalise
-from odestream.models.cell import Cell, Expected, Inputs, Seen, State
+from odestream.models.cell import Cell, Expected, State
 from odestream.models.flow import Integrator
 from odestream.models.hybrid import content
-
-
-class Unrolled(NamedTuple):
-    """y [T, B, Y], gates [T, B, G], expected mean (and log-variance) [T, B, …], the kept state members after each
-    time [T, B, …], and the state after the last time."""
-
-    y: Tensor
-    gates: Tensor
-    mean: Tensor
-    log_variance: Tensor | None
-    kept: dict[str, Tensor]
-    state: State
+from odestream.models.observing import Inputs, look, times
+from odestream.models.unrolled import Unrolled
 
 
 def unroll(
@@ -55,7 +43,7 @@ def unroll(
     seen, said = _split(whole, length), _split(everything, length)
     ys, gates, expectations = [], [], []
     kept: dict[str, list[Tensor]] = {name: [] for name in keep}
-    for now, seen_now, said_now in zip(_times(inputs), seen, said, strict=True):
+    for now, seen_now, said_now in zip(times(inputs), seen, said, strict=True):
         outputs, state, expected = cell.step_with(now, state, seen_now, said_now, w, steps, integrator)
         ys.append(outputs["y"])
         gates.append(outputs["gates"])
@@ -65,32 +53,6 @@ def unroll(
     stacked = {name: torch.stack(values) for name, values in kept.items()}
     mean, log_variance = _stack_expected(expectations)
     return Unrolled(torch.stack(ys), torch.stack(gates), mean, log_variance, stacked, state)
-
-
-def look(cell: Cell, inputs: Inputs, state: Mapping[str, Tensor]) -> Seen:
-    """What is known of the observations [T, B, …] before the state is touched by them; needs `norm` of the state."""
-    if not cell.config.averages:
-        return cell.observe(inputs, state)
-    rows = _scan_norm(cell, inputs, state)
-    leaves = [torch.stack(column) for column in zip(*(tree_leaves(row) for row in rows), strict=True)]
-    return tree_unflatten(leaves, tree_structure(rows[0]))  # type: ignore[no-any-return]
-
-
-def _times(inputs: Inputs) -> list[dict[str, Tensor]]:
-    columns = {name: torch.unbind(value) for name, value in inputs.items()}
-    length = len(columns["x"])
-    return [{name: column[t] for name, column in columns.items()} for t in range(length)]
-
-
-def _scan_norm(cell: Cell, inputs: Inputs, state: Mapping[str, Tensor]) -> list[Seen]:
-    """The running statistics have no parameters, but each needs the one before."""
-    norm, seen = state["norm"], []
-    with torch.no_grad():
-        for now in _times(inputs):
-            seen.append(cell.observe(now, {"norm": norm}))
-            last = seen[-1].norm
-            norm = norm if last is None else normalise.pack(last)
-    return seen
 
 
 def _split(whole: object, length: int) -> list:  # type: ignore[type-arg]

@@ -25,7 +25,7 @@ from odestream.models.sequences import Calls, calls_of, longest_call, running_st
 from odestream.models.training.lanes import Chunk, LanePlan
 from odestream.models.training.recipe import FEWEST_STEPS, Batch, Loss, Recipe
 from odestream.models.training.regularity import Flows, Solving
-from odestream.models.unroll import Unrolled
+from odestream.models.unrolled import Unrolled
 from odestream.models.validation import ValidationSegments
 
 VIEWS = 16  # thinned copies of a single stream; many streams share them

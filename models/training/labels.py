@@ -17,7 +17,7 @@ from odestream.models.sequences import Calls, calls_of, calls_of_bytes, longest_
 from odestream.models.training.lanes import LanePlan, Rows
 from odestream.models.training.recipe import FEWEST_STEPS, Batch, Loss, Recipe
 from odestream.models.training.regularity import Flows, Solving
-from odestream.models.unroll import Unrolled
+from odestream.models.unrolled import Unrolled
 from odestream.runtime.errors import InputError
 
 EXPECT_WEIGHT = 0.1  # of the loss on what was expected of x, beside the labels

@@ -17,7 +17,8 @@ from odestream.models.sequences import Calls, longest_call, stack, steps_across
 from odestream.models.training.coarsening import draw_bucket, stable_buckets
 from odestream.models.training.lanes import Chunk, LanePlan, Lanes, Rows
 from odestream.models.training.regularity import Flows, Solving
-from odestream.models.unroll import Unrolled, unroll
+from odestream.models.unroll import unroll
+from odestream.models.unrolled import Unrolled
 from odestream.runtime.errors import InputError
 
 FEWEST_STEPS = 1  # solver steps that must suffice where gaps can be cut into pieces as short as `longest_call`

@@ -13,7 +13,8 @@ from odestream.models.config import STORES
 from odestream.models.gates import hard_sigmoid, openness
 from odestream.models.hybrid import access, content
 from odestream.models.memory_path import recall_path
-from odestream.models.unroll import look, unroll
+from odestream.models.observing import look
+from odestream.models.unroll import unroll
 from tests.helpers.problems import tiny_config
 from tests.helpers.sequences import random_cell, random_inputs
 

@@ -26,7 +26,8 @@ from odestream.models.training.labels import start_at_frequencies
 from odestream.models.training.lanes import LanePlan, Lanes
 from odestream.models.training.loop import Budget, Curve, Trainer, rate
 from odestream.models.training.resume import TRAINING_FILE, resume_training, save_training
-from odestream.models.unroll import Unrolled, unroll
+from odestream.models.unroll import unroll
+from odestream.models.unrolled import Unrolled
 from odestream.runtime.contract.manifest import TaskSpec
 from odestream.runtime.errors import CheckpointError, InputError, PathError
 from tests.helpers.problems import TINY, tiny_config
