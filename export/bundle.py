@@ -29,11 +29,13 @@ from odestream.export.solver_card import FIGURE_NAME
 from odestream.export.traced import trace_cell
 from odestream.export.verify import Parity, verify
 from odestream.export.weights import encode_weights
+from odestream.models.baselines import Baseline
 from odestream.models.calibration_figure import Cloud, draw_calibration
 from odestream.models.cell import Cell
-from odestream.models.checkpoint import encode_tensors, load_checkpoint
+from odestream.models.checkpoint import encode_tensors, load_model
 from odestream.models.held_out import HeldOut, describe_misfit, load_held_out
 from odestream.models.hybrid import gate_names
+from odestream.models.model import to_dict
 from odestream.runtime.atomic import new_directory, refuse_existing
 from odestream.runtime.backends import open_engine
 from odestream.runtime.bundle import Bundle, read_bundle
@@ -156,11 +158,11 @@ def _source(
         spec = check_module(module)
         task, time, metrics, training = task or _plain_task(spec), time or _plain_time(module), metrics or {}, {}
     else:
-        module, info = load_checkpoint(given)
+        module, info = load_model(given)
         check_module(module)
         task, time, metrics = task or info.task, time or info.time, metrics or info.metrics
         training = {"settings": msgspec.to_builtins(info.settings), "data": msgspec.to_builtins(info.data)}
-        held_out = held_out or load_held_out(given, module)
+        held_out = held_out or (load_held_out(given, module) if isinstance(module, Cell) else None)
     problem = describe_misfit(held_out, module) if held_out is not None and isinstance(module, Cell) else ""
     if problem:
         raise InputError(f"held_out: {problem}; give streams of this model's inputs")
@@ -176,7 +178,8 @@ def _plain_task(spec: StepSpec) -> TaskSpec:
 
 def _plain_time(module: nn.Module) -> TimeSpec:
     """Ticks of a nanosecond, a model unit of a second."""
-    return TimeSpec(frequencies=module.config.frequencies if isinstance(module, Cell) else ())
+    known = module.config if isinstance(module, Cell) else module.config.frame if isinstance(module, Baseline) else None
+    return TimeSpec(frequencies=known.frequencies if known else ())
 
 
 class _Export:
@@ -212,7 +215,7 @@ class _Export:
 
     def _draft(self, weights: bytes, entries: tuple[WeightEntry, ...]) -> Manifest:
         """The manifest but for parity and files."""
-        config = self.module.config.to_dict() if isinstance(self.module, Cell) else {}
+        config = to_dict(self.module) if isinstance(self.module, Cell | Baseline) else {}
         identified = {key: value for key, value in config.items() if key not in SOLVER_FIELDS}
         solver = self._solver()
         labels = [str(bucket) for bucket in self.buckets] or [NO_SOLVER]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from odestream.models.baselines import Baseline
 from odestream.models.cell import Cell
 from odestream.models.config import VOCABULARY
 from odestream.runtime.contract.manifest import SolverSpec, TimeSpec
@@ -47,9 +48,9 @@ class Plan:
 
 
 def source(module: object, spec: StepSpec, solver: SolverSpec | None, time: TimeSpec) -> Source:
-    """The source of inputs for a module: a cell's own scales, or zero and one."""
-    if isinstance(module, Cell):
-        config = module.config
+    """The source of inputs for a module: a cell's or a rival's own scales, or zero and one."""
+    if isinstance(module, Cell | Baseline):
+        config = module.config if isinstance(module, Cell) else module.config.frame
         return Source(spec, solver, time.frequencies, config.centre, config.scale, VOCABULARY)
     return Source(spec, solver, time.frequencies, (0.0,), (1.0,), 2)
 

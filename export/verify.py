@@ -88,14 +88,14 @@ def verify_against_run(
 
     Raises InputError where the bundle was not exported from a run of such a model.
     """
-    from odestream.models.checkpoint import load_checkpoint
-    from odestream.models.config import CellConfig
+    from odestream.models.checkpoint import load_model
+    from odestream.models.model import from_dict
 
     loaded = read_bundle(bundle)
-    trained, _ = load_checkpoint(run)
+    trained, _ = load_model(run)
     if not loaded.manifest.config:
         raise InputError(f"{bundle} was exported from a module, not from a training run; verify it without --run")
-    cell = Cell(CellConfig.from_dict(loaded.manifest.config))
+    cell = from_dict(loaded.manifest.config)
     own, theirs = cell.state_dict(), trained.state_dict()
     if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in theirs.items()}:
         raise InputError(f"{bundle} was not exported from {run}: the weights' shapes differ; name its own run")

@@ -117,6 +117,10 @@ class Cell(nn.Module):
         """Folded weights; computed once for many steps of an unroll."""
         return Weights(self.field.weights(), self.memory.weights())
 
+    def constrain(self) -> None:
+        """Hold the field within its limits: call it after every optimiser step."""
+        self.field.constrain()
+
     def step(self, inputs: Inputs, state: State) -> tuple[dict[str, Tensor], State]:
         """One step; inputs, outputs and state as in `spec()`. The state that is passed in is not changed."""
         w = self.weights()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from odestream.models.cell import Cell
-from odestream.models.config import CellConfig
+from odestream.models.model import OURS, Model, from_dict, to_dict
 from odestream.runtime.atomic import write_bytes
 from odestream.runtime.contract.manifest import Record, TaskSpec, TimeSpec
 from odestream.runtime.errors import CheckpointError, InputError
@@ -33,13 +33,15 @@ METRICS_FILE = "metrics.json"
 class Settings(Record, frozen=True):
     """How a run was trained: the options of `odestream train`, with every default filled in.
 
-    time_unit: of a numeric time column. period: in the time column's units (days for dates), None without a season.
-    horizons: in median gaps. minutes or epochs: the budget, the other is None. solver: a tableau's name, or
-    `odeint:METHOD` or `odeint_adjoint:METHOD`, which integrated the flow in training. consistency, kinetic, jacobian:
-    weights of what was asked of the flow, see `training.regularity`.
+    model: the cell, or a rival with as many parameters as the preset's cell. time_unit: of a numeric time column.
+    period: in the time column's units (days for dates), None without a season. horizons: in median gaps. minutes or
+    epochs: the budget, the other is None. solver: a tableau's name, or `odeint:METHOD` or `odeint_adjoint:METHOD`,
+    which integrated the flow in training. consistency, kinetic, jacobian: weights of what was asked of the flow, see
+    `training.regularity`.
     """
 
     preset: str = "nano"
+    model: str = OURS
     solver: str = "bosh32"
     seed: int = 0
     minutes: float | None = None
@@ -94,16 +96,14 @@ class _Mark(_Version):
     weights_sha256: str
 
 
-def save_checkpoint(run: str | Path, cell: Cell, info: RunInfo) -> None:
+def save_checkpoint(run: str | Path, cell: Model, info: RunInfo) -> None:
     """Write a run into the folder `run`, which is made if needed; each file appears whole, `config.json` last.
 
     Raises CheckpointError for weights that are not finite; nothing is then written.
     """
     _check_finite(cell.state_dict(), "the trained model")
     weights = encode_tensors(cell.state_dict())
-    config = _Config(
-        RUN_VERSION, cell.config.to_dict(), info.task, info.time, info.settings, info.data, _sha256(weights)
-    )
+    config = _Config(RUN_VERSION, to_dict(cell), info.task, info.time, info.settings, info.data, _sha256(weights))
     folder = Path(run)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)
@@ -113,7 +113,15 @@ def save_checkpoint(run: str | Path, cell: Cell, info: RunInfo) -> None:
 
 
 def load_checkpoint(run: str | Path) -> tuple[Cell, RunInfo]:
-    """The cell of a finished run, in evaluation mode, and what is known of it; CheckpointError says what is wrong."""
+    """The cell of a finished run; see `load_model`. CheckpointError where the run is of a rival."""
+    model, info = load_model(run)
+    if not isinstance(model, Cell):
+        raise CheckpointError(f"{run}: holds a {info.settings.model}, not a cell; name a run of our own model")
+    return model, info
+
+
+def load_model(run: str | Path) -> tuple[Model, RunInfo]:
+    """The model of a finished run, in evaluation mode, and what is known of it; CheckpointError says what is wrong."""
     folder = Path(run)
     config = _read_config(folder)
     weights = _read(folder / WEIGHTS_FILE)
@@ -122,14 +130,14 @@ def load_checkpoint(run: str | Path) -> tuple[Cell, RunInfo]:
             f"{folder / WEIGHTS_FILE}: not the weights that {CONFIG_FILE} was written for; train again"
         )
     try:
-        cell = Cell(CellConfig.from_dict(config.cell))
+        cell = from_dict(config.cell)
     except InputError as cause:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {cause}") from cause
     load_weights(cell, decode_tensors(weights, str(folder / WEIGHTS_FILE)), str(folder / WEIGHTS_FILE))
     return cell.eval(), RunInfo(config.task, config.time, config.settings, config.data, _read_metrics(folder))
 
 
-def load_weights(cell: Cell, tensors: dict[str, Tensor], where: str) -> None:
+def load_weights(cell: Model, tensors: dict[str, Tensor], where: str) -> None:
     """Copy named weights into `cell`; CheckpointError, before anything is changed, unless all fit and are finite."""
     own = cell.state_dict()
     if own.keys() != tensors.keys():

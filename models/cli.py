@@ -40,6 +40,9 @@ def train(
     stream: Annotated[str | None, typer.Option(metavar="COL", help="Names the stream of each row.")] = None,
     task: Annotated[str, typer.Option(help="forecast, classify or tokens.")] = "forecast",
     preset: Annotated[str, typer.Option(help="nano, small or base.")] = DEFAULTS.preset,
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="cell, or a rival with as many parameters; a wrong name lists them.")
+    ] = DEFAULTS.model,
     solver: Annotated[
         str, typer.Option(metavar="METHOD", help="A tableau; or odeint: or odeint_adjoint: and a torchdiffeq method.")
     ] = DEFAULTS.solver,
@@ -71,6 +74,7 @@ def train(
         raise InputError("--resume and --force exclude each other; give one of them")
     settings = Settings(
         preset=preset,
+        model=model,
         solver=solver,
         seed=seed,
         minutes=minutes,

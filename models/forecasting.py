@@ -13,22 +13,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from odestream.models.cell import Cell, Expected
+from odestream.models.baselines import Baseline
+from odestream.models.cell import Expected
 from odestream.models.data import Rows, phases
 from odestream.models.flow import Integrator
+from odestream.models.model import Model, forecast_from, stiffness
 from odestream.models.sequences import Calls, stack
 from odestream.models.unroll import unroll
 from odestream.runtime.contract.manifest import TimeSpec
 from odestream.runtime.contract.tableau import calls_needed
 from odestream.runtime.table import Series
 
-KEPT = ("h", "u", "norm")
 STREAMS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class Walk:
-    """A stream walked call by call: h, u and norm after each of `calls`, [n, …]; `series` is its whole record."""
+    """A stream walked call by call: what a forecast starts from after each of `calls`, [n, …]; `series`: the record."""
 
     series: Series
     calls: Calls
@@ -37,7 +38,7 @@ class Walk:
 
 @torch.no_grad()
 def walk(
-    cell: Cell,
+    cell: Model,
     series: Sequence[Series],
     calls: Sequence[Calls],
     steps: int | None = None,
@@ -55,7 +56,7 @@ def walk(
         state = cell.initial_state(len(some))
         if norms is not None:
             state["norm"] = torch.stack(list(norms[start : start + STREAMS_AT_ONCE]))
-        kept = unroll(cell, stack(some), state, steps=steps, integrator=integrator, keep=KEPT).kept
+        kept = unroll(cell, stack(some), state, steps=steps, integrator=integrator, keep=forecast_from(cell)).kept
         for i, own in enumerate(some):
             walks.append(Walk(series[start + i], own, {k: v[: len(own), i] for k, v in kept.items()}))
     return walks
@@ -63,7 +64,7 @@ def walk(
 
 @torch.no_grad()
 def forecast(
-    cell: Cell,
+    cell: Model,
     time: TimeSpec,
     walked: Walk,
     origins: Rows,
@@ -74,30 +75,32 @@ def forecast(
     """Mean and standard deviation [Q, X] of x at `ticks` [Q], forecast after the calls `origins` [Q]."""
     kept = {name: values[torch.from_numpy(origins)] for name, values in walked.kept.items()}
     start = walked.calls.ticks[origins]
-    expected = flow_on(cell, time, kept, start, ticks, cell.field.stiffness(), steps, integrator)
+    expected = flow_on(cell, time, kept, start, ticks, stiffness(cell), steps, integrator)
     if expected.log_variance is None:
         raise RuntimeError("a forecast without a variance; this is a defect of odestream")
     return expected.mean.double().numpy(), torch.exp(0.5 * expected.log_variance.double()).numpy()
 
 
 def flow_on(
-    cell: Cell,
+    cell: Model,
     time: TimeSpec,
     kept: Mapping[str, Tensor],
     start: Rows,
     end: Rows,
-    stiffness: float,
+    stiffest: float,
     steps: int | None = None,
     integrator: Integrator | None = None,
 ) -> Expected:
     """What the cell expects at ticks `end` [Q] from the states `kept` [Q, …] at ticks `start`: Q flows in one call.
 
     A gap beyond the stability bound is split as a runtime splits it; where the farthest of these needs n calls, all
-    take n times the solver steps. stiffness: of the field, as `Field.stiffness` bounds it.
+    take n times the solver steps. stiffest: bound on the field's stiffness.
     """
     inputs, each = gap_inputs(time, start, end), steps or cell.config.steps
+    if isinstance(cell, Baseline):
+        return cell.expect(inputs, kept)
     longest = float((end - start).max(initial=0)) / time.ticks_per_model_unit
-    calls = calls_needed(longest, each, stiffness, cell.config.method)
+    calls = calls_needed(longest, each, stiffest, cell.config.method)
     return cell.expect(inputs, kept, cell.weights(), each * calls, integrator)
 
 

@@ -14,6 +14,7 @@ from odestream.models.cell import Cell
 from odestream.models.config import VOCABULARY
 from odestream.models.data import Dataset, Rows
 from odestream.models.flow import Integrator
+from odestream.models.model import Model
 from odestream.models.sequences import MAX_CALLS, MAX_PIECES, Calls, calls_of, calls_of_bytes, longest_call, stack
 from odestream.models.solver_gate import solver_gate
 from odestream.models.unroll import unroll
@@ -45,7 +46,7 @@ class Scored(NamedTuple):
 
 @torch.no_grad()
 def score(
-    cell: Cell, judged: Sequence[Judging], steps: int | None = None, integrator: Integrator | None = None
+    cell: Model, judged: Sequence[Judging], steps: int | None = None, integrator: Integrator | None = None
 ) -> Scored:
     """Walk every sequence from a new state; steps, integrator: of the flow, as in `Cell.expect`."""
     parts = [_score_some(cell, judged[i : i + AT_ONCE], steps, integrator) for i in range(0, len(judged), AT_ONCE)]
@@ -57,12 +58,12 @@ def log_loss(scored: Scored) -> float:
     return float(-scored.log_chances[np.arange(len(scored.labels)), scored.labels].mean())
 
 
-def validation_sequences(data: Dataset, cell: Cell, steps: int, most: int = MAX_PIECES) -> list[Judging]:
+def validation_sequences(data: Dataset, cell: Model, steps: int, most: int = MAX_PIECES) -> list[Judging]:
     """What a classifier is judged on while it trains. most: calls that a gap may take, see `calls_of`."""
     return _judged(data, cell, steps, [(p.validation, p.test) for p in data.parts], most)
 
 
-def classify_report(cell: Cell, data: Dataset) -> Report:
+def classify_report(cell: Model, data: Dataset) -> Report:
     """Accuracy and log-loss on test and validation rows beside always saying the commonest class of training."""
     counts = np.bincount(
         np.concatenate([p.series.labels[: p.validation] for p in data.parts]) + 1, minlength=len(data.task.labels) + 1
@@ -72,8 +73,7 @@ def classify_report(cell: Cell, data: Dataset) -> Report:
     return {
         "test": _class_figures(cell, tests, counts),
         "validation": _class_figures(cell, validation_sequences(data, cell, steps, MAX_CALLS), counts),
-        "solver_gate": _gate(cell, validation_sequences(data, cell, 1)),
-        "deployed_solver_steps": steps,
+        **_solved(cell, validation_sequences(data, cell, 1)),
     }
 
 
@@ -84,18 +84,17 @@ def text_sequences(text: bytes) -> list[Judging]:
     return [Judging(calls_of_bytes(text[s : s + size]), 0) for s in starts]
 
 
-def tokens_report(cell: Cell, training: bytes, validation: bytes, test: bytes) -> Report:
+def tokens_report(cell: Model, training: bytes, validation: bytes, test: bytes) -> Report:
     """Bits per byte on test and validation text, beside unigram and bigram counts of the training text."""
     pairs = _bigram_counts(training)
     return {
         "test": _text_figures(cell, text_sequences(test), pairs),
         "validation": _text_figures(cell, text_sequences(validation), pairs),
-        "solver_gate": _gate(cell, text_sequences(validation)),
-        "deployed_solver_steps": cell.config.steps,
+        **_solved(cell, text_sequences(validation)),
     }
 
 
-def _judged(data: Dataset, cell: Cell, steps: int, ranges: Sequence[tuple[int, int]], most: int) -> list[Judging]:
+def _judged(data: Dataset, cell: Model, steps: int, ranges: Sequence[tuple[int, int]], most: int) -> list[Judging]:
     longest, found = longest_call(cell.config, steps), []
     for part, (start, stop) in zip(data.parts, ranges, strict=True):
         if stop > start and np.any(part.series.labels[start:stop] >= 0):
@@ -105,8 +104,10 @@ def _judged(data: Dataset, cell: Cell, steps: int, ranges: Sequence[tuple[int, i
     return found
 
 
-def _gate(cell: Cell, judged: Sequence[Judging]) -> Report:
-    """The solver gate, on so much of the validation part as takes seconds."""
+def _solved(cell: Model, judged: Sequence[Judging]) -> Report:
+    """The solver gate, on so much of the validation part as takes seconds; nothing for a model without a solver."""
+    if not isinstance(cell, Cell):
+        return {}
     few = [Judging(j.calls.part(0, j.first + GATE_CALLS), j.first) for j in judged[:AT_ONCE]]
     few = [j for j in few if np.any(j.calls.labels[j.first :] >= 0)]
 
@@ -114,10 +115,11 @@ def _gate(cell: Cell, judged: Sequence[Judging]) -> Report:
         return log_loss(score(cell, few, steps, integrator)) if few else float("nan")
 
     longest = max((float(np.max(j.calls.inputs["dt"])) for j in few), default=0.0)
-    return solver_gate(cell, "validation cross-entropy, nats", longest, measure)
+    gate = solver_gate(cell, "validation cross-entropy, nats", longest, measure)
+    return {"solver_gate": gate, "deployed_solver_steps": cell.config.steps}
 
 
-def _score_some(cell: Cell, judged: Sequence[Judging], steps: int | None, integrator: Integrator | None) -> Scored:
+def _score_some(cell: Model, judged: Sequence[Judging], steps: int | None, integrator: Integrator | None) -> Scored:
     inputs, state = stack([j.calls for j in judged]), cell.initial_state(len(judged))
     pieces = []
     for start in range(0, len(inputs["dt"]), CALLS_AT_ONCE):
@@ -134,7 +136,7 @@ def _score_some(cell: Cell, judged: Sequence[Judging], steps: int | None, integr
     )
 
 
-def _class_figures(cell: Cell, judged: Sequence[Judging], counts: Rows) -> Report:
+def _class_figures(cell: Model, judged: Sequence[Judging], counts: Rows) -> Report:
     if not judged:
         return {"count": 0}
     scored = score(cell, judged)
@@ -155,7 +157,7 @@ def _class_figures(cell: Cell, judged: Sequence[Judging], counts: Rows) -> Repor
     }
 
 
-def _text_figures(cell: Cell, judged: Sequence[Judging], pairs: Floats) -> Report:
+def _text_figures(cell: Model, judged: Sequence[Judging], pairs: Floats) -> Report:
     scored = score(cell, judged)
     before = np.concatenate([np.asarray(j.calls.inputs["x"])[:-1] for j in judged]).astype(np.int64)
     single = (pairs.sum(axis=0) + 1.0) / (pairs.sum() + VOCABULARY)

@@ -18,6 +18,7 @@ from odestream.models.cell import Cell
 from odestream.models.data import Dataset, Rows, period_ticks
 from odestream.models.flow import Integrator
 from odestream.models.forecasting import Walk, forecast, pairs_at, walk
+from odestream.models.model import Model
 from odestream.models.sequences import MAX_CALLS, calls_of, longest_call
 from odestream.models.solver_gate import solver_gate
 from odestream.models.validation import ValidationSegments
@@ -31,7 +32,7 @@ DROPPED = 0.5
 WARM_ROWS = 20_000  # of a stream before its judged part; a state does not remember more than its averages do
 
 
-def forecast_report(cell: Cell, data: Dataset, horizons: Sequence[int], period: float | None, seed: int) -> Report:
+def forecast_report(cell: Model, data: Dataset, horizons: Sequence[int], period: float | None, seed: int) -> Report:
     """Errors on the test and validation rows, with half of the test rows dropped at random, and the solver gate.
 
     horizons: in median gaps. A horizon at which no target was observed has a count of 0 and no errors.
@@ -52,12 +53,14 @@ def forecast_report(cell: Cell, data: Dataset, horizons: Sequence[int], period: 
     def measure(steps: int | None, integrator: Integrator | None) -> float:
         return segments.score(cell, targets, horizons, steps, integrator)
 
+    solved: Report = {}
+    if isinstance(cell, Cell):
+        solved = {"solver_gate": solver_gate(cell, SCORE, 0.0, measure), "deployed_solver_steps": cell.config.steps}
     return {
         "test": judge.report(walks[:count], test),
         "test_thinned": {"dropped": DROPPED, **judge.report(walks[count:], test)},
         "validation": judge.report(walks[:count], [(p.validation, p.test) for p in data.parts]),
-        "solver_gate": solver_gate(cell, SCORE, 0.0, measure),
-        "deployed_solver_steps": cell.config.steps,
+        **solved,
         "seasonal_smoothing_in_periods": None if season is None else list(season.smoothing),
     }
 
@@ -83,7 +86,7 @@ class Judge:
     horizons: in median gaps. season: the seasonal rival, None without a period.
     """
 
-    cell: Cell
+    cell: Model
     data: Dataset
     horizons: tuple[int, ...]
     season: rivals.SeasonalNaive | None = None

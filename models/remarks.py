@@ -15,7 +15,8 @@ def remarks(info: RunInfo) -> list[str]:
     """Sentences on a finished run, each with a remedy where something is wrong."""
     test = info.metrics["test"]
     beaten = _forecast_losses(test) if info.task.kind == "forecast" else _label_losses(test)
-    return [*beaten, _gate(info.metrics["solver_gate"], info.settings.consistency)]
+    gate = info.metrics.get("solver_gate")
+    return beaten if gate is None else [*beaten, _gate(gate, info.settings.consistency)]
 
 
 def _forecast_losses(test: Mapping[str, Any]) -> list[str]:

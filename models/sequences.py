@@ -6,6 +6,7 @@ trainer sees the same calls, so that a record with long gaps does not drive the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from odestream.models import normalise
-from odestream.models.cell import Cell
+from odestream.models.baselines.config import BaselineConfig
 from odestream.models.config import CellConfig
 from odestream.models.data import Rows, phases
 from odestream.models.field import SILU_SLOPE
+from odestream.models.model import Model
 from odestream.runtime.contract.manifest import TimeSpec
 from odestream.runtime.contract.tableau import calls_needed, longest_gap
 from odestream.runtime.table import Series
@@ -102,23 +104,23 @@ def stack_labels(sequences: Sequence[Calls], length: int = 0) -> Tensor:
     return torch.from_numpy(np.stack([_padded(s.labels, length, -1) for s in sequences], axis=1))
 
 
-def longest_call(config: CellConfig, steps: int) -> float:
-    """Most model units that `steps` solver steps cross stably, whatever weights training finds."""
-    return longest_gap(steps, stiffest(config), config.method)
+def longest_call(config: CellConfig | BaselineConfig, steps: int) -> float:
+    """Most model units that `steps` solver steps cross stably, whatever weights training finds; ∞ without a solver."""
+    return longest_gap(steps, stiffest(config), config.method) if isinstance(config, CellConfig) else math.inf
 
 
-def steps_across(config: CellConfig, units: float) -> int:
+def steps_across(config: CellConfig | BaselineConfig, units: float) -> int:
     """Fewest solver steps that cross `units` model units in one call stably, whatever weights training finds."""
-    return calls_needed(units, 1, stiffest(config), config.method)
+    return calls_needed(units, 1, stiffest(config), config.method) if isinstance(config, CellConfig) else 1
 
 
-def stiffest(config: CellConfig) -> float:
+def stiffest(config: CellConfig | BaselineConfig) -> float:
     """The largest bound that `Field.stiffness` can give within the configuration's limits, per model unit."""
-    return config.decay_limit + SILU_SLOPE * config.norm_limit**2
+    return config.decay_limit + SILU_SLOPE * config.norm_limit**2 if isinstance(config, CellConfig) else 0.0
 
 
 @torch.no_grad()
-def running_statistics(cell: Cell, sequences: Sequence[Calls]) -> list[Tensor]:
+def running_statistics(cell: Model, sequences: Sequence[Calls]) -> list[Tensor]:
     """`norm` before every call of each sequence [n, X, J+3]; it has no parameters, so one scan serves all training."""
     inputs, scaling = stack(sequences), normalise.Scaling(cell.centre, cell.scale, cell.averages)
     norm, limit, path = cell.initial_state(len(sequences))["norm"], cell.config.age_limit, []

@@ -32,6 +32,7 @@ from odestream.models.flow import integrator
 from odestream.models.held_out import HELD_OUT_FILE, HeldOut, hold_out_rows, hold_out_text, save_held_out
 from odestream.models.labelling import classify_report, tokens_report
 from odestream.models.metrics import forecast_report
+from odestream.models.model import OURS, Model, check_name, make_model
 from odestream.models.training.forecast import ForecastRecipe
 from odestream.models.training.labels import classify_recipe, tokens_recipe
 from odestream.models.training.loop import Budget, Report, Trainer
@@ -46,6 +47,7 @@ CURVE_FILE = "curve.png"
 AVERAGES = (0.5, 2.0, 8.0, 32.0)  # model units: 5 to 320 median gaps
 DEFAULT_MINUTES = {"nano": 1.5, "small": 6.0, "base": 30.0}
 DEPLOYED_METHOD = "bosh32"  # where torchdiffeq integrated the flow in training
+OF_THE_SOLVER = ("solver", "consistency", "kinetic", "jacobian")
 FORECAST_LANES, FORECAST_CHUNK = 48, 8
 LABEL_LANES, LABEL_CHUNK = 32, 64
 """Lanes and calls of a chunk: short chunks change the weights more often in the same time."""
@@ -70,11 +72,11 @@ class Plan:
     info: of the run, without metrics. hold_out: validation rows that stay with the run, to calibrate its export on.
     """
 
-    cell: Cell
+    cell: Model
     recipe: Recipe
     info: RunInfo
-    calibrate: Callable[[Cell], None]
-    judge: Callable[[Cell], dict[str, Any]]
+    calibrate: Callable[[Model], None]
+    judge: Callable[[Model], dict[str, Any]]
     hold_out: Callable[[], HeldOut | None]
     loss_name: str
     score_name: str
@@ -130,43 +132,49 @@ def budget(settings: Settings, recipe: Recipe) -> Budget:
 
 
 def _plan_forecast(data: Dataset, settings: Settings, world: World) -> Plan:
-    cell = Cell(_config(data.task, data.time, settings, centre_and_scale(data), AVERAGES))
+    cell = make_model(settings.model, _config(data.task, data.time, settings, centre_and_scale(data), AVERAGES))
     lanes = _lanes(FORECAST_LANES, world)
     recipe = ForecastRecipe(cell, data, settings, lanes, FORECAST_CHUNK, Solving.of(settings))
 
-    def judge(best: Cell) -> dict[str, Any]:
+    def judge(best: Model) -> dict[str, Any]:
         return forecast_report(best, data, settings.horizons, settings.period, settings.seed)
 
     error = "mean absolute error / scale"
     info = RunInfo(data.task, data.time, settings, data.info)
-    hold_out = partial(hold_out_rows, cell, data, settings.seed)
+    hold_out = _hold_out(cell, partial(hold_out_rows, data=data, seed=settings.seed))
     return Plan(cell, recipe, info, recipe.calibrate, judge, hold_out, error, error)
 
 
 def _plan_classify(data: Dataset, settings: Settings, world: World) -> Plan:
     if len(data.task.labels) < 2:
         raise InputError(f"column {data.task.targets[0]!r} holds one label only; a classifier needs at least two")
-    cell = Cell(_config(data.task, data.time, settings, centre_and_scale(data), ()))
+    cell = make_model(settings.model, _config(data.task, data.time, settings, centre_and_scale(data), ()))
     recipe = classify_recipe(cell, data, _lanes(LABEL_LANES, world), LABEL_CHUNK, Solving.of(settings))
     info = RunInfo(data.task, data.time, settings, data.info)
-    judge, hold_out = partial(classify_report, data=data), partial(hold_out_rows, cell, data, settings.seed)
+    judge = partial(classify_report, data=data)
+    hold_out = _hold_out(cell, partial(hold_out_rows, data=data, seed=settings.seed))
     return Plan(cell, recipe, info, _leave, judge, hold_out, *["cross-entropy, nats"] * 2)
 
 
 def _plan_tokens(text: Text, settings: Settings, world: World) -> Plan:
-    cell = Cell(_config(text.task, text.time, settings, ((0.0,), (1.0,)), ()))
+    cell = make_model(settings.model, _config(text.task, text.time, settings, ((0.0,), (1.0,)), ()))
     lanes, solving = _lanes(LABEL_LANES, world), Solving.of(settings)
     recipe = tokens_recipe(cell, text.training, text.validation, lanes, LABEL_CHUNK, solving)
 
-    def judge(best: Cell) -> dict[str, Any]:
+    def judge(best: Model) -> dict[str, Any]:
         return tokens_report(best, text.training, text.validation, text.test)
 
     info = RunInfo(text.task, text.time, settings, text.info)
-    hold_out = partial(hold_out_text, text, settings.seed)
+    hold_out = _hold_out(cell, lambda _: hold_out_text(text, settings.seed))
     return Plan(cell, recipe, info, _leave, judge, hold_out, *["cross-entropy, nats a byte"] * 2)
 
 
-def _leave(cell: Cell) -> None:
+def _hold_out(cell: Model, read: Callable[[Cell], HeldOut | None]) -> Callable[[], HeldOut | None]:
+    """What stays with the run for the calibration of a solver; nothing without one."""
+    return partial(read, cell) if isinstance(cell, Cell) else lambda: None
+
+
+def _leave(cell: Model) -> None:
     """Probabilities stay as they were trained."""
 
 
@@ -199,6 +207,10 @@ def check_settings(settings: Settings, task: TaskSpec) -> None:
     """InputError for an option that cannot be used."""
     preset(settings.preset)
     integrator(settings.solver)
+    check_name(settings.model)
+    given = [name for name in OF_THE_SOLVER if getattr(settings, name) != getattr(Settings(), name)]
+    if settings.model != OURS and given:
+        raise InputError(f"--{given[0]} is for a cell, and {settings.model} has no such solver; leave it out")
     if settings.minutes is not None and settings.epochs is not None:
         raise InputError("--minutes and --epochs exclude each other; give one of them")
     if settings.minutes is not None and not (math.isfinite(settings.minutes) and settings.minutes > 0):

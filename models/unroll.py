@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from odestream.models.cell import Cell, Expected, State
+from odestream.models.baselines import Baseline
+from odestream.models.cell import Expected, State
 from odestream.models.flow import Integrator
 from odestream.models.hybrid import content
+from odestream.models.model import Model
 from odestream.models.observing import Inputs, look, times
 from odestream.models.unrolled import Unrolled
 
 
 def unroll(
-    cell: Cell,
+    cell: Model,
     inputs: Inputs,
     state: State,
     *,
@@ -33,8 +35,11 @@ def unroll(
     """Run `cell` over inputs with a leading time axis [T, B, …].
 
     steps, integrator: of the flow, as in `Cell.expect`. explore [T, B, 1] and opened [B, n]: see `content`.
-    keep: state members to return for every time.
+    keep: state members to return for every time. A rival runs as it does by itself: these options are not for it, and
+    it keeps what a forecast starts from.
     """
+    if isinstance(cell, Baseline):
+        return cell(inputs, state)  # type: ignore[no-any-return]
     w = cell.weights()
     whole = look(cell, inputs, state)
     length = len(inputs["x"])

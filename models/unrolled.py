@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 class Unrolled(NamedTuple):
-    """y [T, B, Y], gates [T, B, G] (None without), expected mean (and log-variance) [T, B, …], the kept state members
+    """y [T, B, Y], gates [T, B, G], expected mean (and log-variance) [T, B, …], the kept state members
     after each time [T, B, …], and the state after the last time."""
 
     y: Tensor
-    gates: Tensor | None
+    gates: Tensor
     mean: Tensor
     log_variance: Tensor | None
     kept: dict[str, Tensor]

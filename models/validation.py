@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from odestream.models.cell import Cell
 from odestream.models.data import Dataset, Part
 from odestream.models.flow import Integrator
 from odestream.models.forecasting import Walk, forecast, pairs_at, walk
+from odestream.models.model import Model
 from odestream.models.sequences import MAX_PIECES, Calls, calls_of, longest_call, running_statistics
 
 STREAMS, ROWS = 16, 1000  # at most: a score needs no more
@@ -34,7 +34,7 @@ class ValidationSegments:
     most: calls that a gap may take, see `calls_of`.
     """
 
-    def __init__(self, cell: Cell, data: Dataset, seed: int, most: int = MAX_PIECES) -> None:
+    def __init__(self, cell: Model, data: Dataset, seed: int, most: int = MAX_PIECES) -> None:
         self.time, self.gap = data.time, data.gap
         self.segments: list[_Segment] = []
         random, longest = np.random.default_rng([seed, 2]), longest_call(cell.config, 1)
@@ -48,7 +48,7 @@ class ValidationSegments:
 
     def score(
         self,
-        cell: Cell,
+        cell: Model,
         channels: Sequence[int],
         horizons: Sequence[int],
         steps: int | None,
@@ -60,7 +60,7 @@ class ValidationSegments:
         return float(np.nanmean(scaled)) if np.isfinite(scaled).any() else math.nan
 
     def errors(
-        self, cell: Cell, horizons: Sequence[int], steps: int | None, integrator: Integrator | None = None
+        self, cell: Model, horizons: Sequence[int], steps: int | None, integrator: Integrator | None = None
     ) -> dict[int, Errors]:
         """horizon -> mean absolute error of each channel [X], NaN where nothing was observed.
 
@@ -69,7 +69,7 @@ class ValidationSegments:
         walks = self._walk(cell, steps, integrator)
         return {h: self._error(cell, walks, h, steps, integrator) for h in horizons}
 
-    def deviation_factors(self, cell: Cell, horizons: Sequence[int], steps: int) -> Errors:
+    def deviation_factors(self, cell: Model, horizons: Sequence[int], steps: int) -> Errors:
         """By how much each channel's stated deviation [X] is too small: so scaled, it covers 68.3 % of the errors.
 
         All forecasts of all horizons count alike. 1 where fewer than `FEWEST` were observed, and where they were met
@@ -85,7 +85,7 @@ class ValidationSegments:
         pooled = [np.concatenate(distances) if distances else np.empty(0) for distances in found]
         return np.array([_factor(d) for d in pooled])
 
-    def _walk(self, cell: Cell, steps: int | None, integrator: Integrator | None = None) -> list[Walk]:
+    def _walk(self, cell: Model, steps: int | None, integrator: Integrator | None = None) -> list[Walk]:
         if not self.segments:
             return []
         series, calls, norms = zip(*((s.part.series, s.calls, s.norm) for s in self.segments), strict=True)
@@ -93,7 +93,7 @@ class ValidationSegments:
 
     def _forecast(
         self,
-        cell: Cell,
+        cell: Model,
         walked: Walk,
         segment: _Segment,
         horizon: int,
@@ -107,7 +107,7 @@ class ValidationSegments:
         return mean, deviation, series.x[rows].astype(np.float64), series.mask[rows] > 0
 
     def _error(
-        self, cell: Cell, walks: Sequence[Walk], horizon: int, steps: int | None, integrator: Integrator | None
+        self, cell: Model, walks: Sequence[Walk], horizon: int, steps: int | None, integrator: Integrator | None
     ) -> Errors:
         total, count = np.zeros(cell.config.channels), np.zeros(cell.config.channels)
         for walked, segment in zip(walks, self.segments, strict=True):

@@ -80,6 +80,22 @@ class BaselineConfig:
 
     frame: Frame
     sizes: Sizes
+    steps = 1  # a rival has no solver: every number of its steps is as good
+
+    @property
+    def task(self) -> Task:
+        """The frame's."""
+        return self.frame.task
+
+    @property
+    def channels(self) -> int:
+        """The frame's."""
+        return self.frame.channels
+
+    @property
+    def age_limit(self) -> float:
+        """The frame's."""
+        return self.frame.age_limit
 
     def to_dict(self) -> dict[str, object]:
         """As plain JSON values; `from_dict` reads it back."""

@@ -171,7 +171,8 @@ class Baseline(nn.Module, ABC):
         before = {name: torch.cat([state[name].unsqueeze(0), after[:-1]]) for name, after in kept.items()}
         expected = self.expect(inputs, before)
         last = {**{name: after[-1] for name, after in kept.items()}, **path.last}
-        return Unrolled(self.answer(expected, kept["h"]), None, expected.mean, expected.log_variance, kept, last)
+        y = self.answer(expected, kept["h"])
+        return Unrolled(y, y.new_zeros(*y.shape[:2], 0), expected.mean, expected.log_variance, kept, last)
 
     def observe(self, inputs: Inputs, state: Mapping[str, Tensor]) -> Seen:
         """Features of x, and the running statistics after it; needs only `norm` of the state."""

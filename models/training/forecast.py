@@ -16,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from odestream.models.cell import Cell, State
+from odestream.models.baselines import Baseline
+from odestream.models.cell import State
 from odestream.models.checkpoint import Settings
 from odestream.models.data import Dataset, Rows
-from odestream.models.forecasting import KEPT, flow_on, gap_inputs, nearest_rows
+from odestream.models.forecasting import flow_on, gap_inputs, nearest_rows
 from odestream.models.losses import absolute_error, normalised, spread_loss
+from odestream.models.model import Model, forecast_from
 from odestream.models.sequences import Calls, calls_of, longest_call, running_statistics, stiffest
 from odestream.models.training.lanes import Chunk, LanePlan
 from odestream.models.training.recipe import FEWEST_STEPS, Batch, Loss, Recipe
@@ -48,10 +50,8 @@ class Ahead(NamedTuple):
 class ForecastRecipe(Recipe):
     """Lanes through views of the streams: a view is a stream with some of its rows never having come."""
 
-    keep = KEPT
-
     def __init__(
-        self, cell: Cell, data: Dataset, settings: Settings, lanes: int, length: int, solving: Solving
+        self, cell: Model, data: Dataset, settings: Settings, lanes: int, length: int, solving: Solving
     ) -> None:
         parts = [p for p in data.parts if p.validation > 1]
         copies = max(2, VIEWS // len(parts))
@@ -64,6 +64,7 @@ class ForecastRecipe(Recipe):
         ]
         plan = LanePlan(lanes, min(length, max(len(v) for v in views)), 1 / 40, anywhere=True)
         super().__init__(cell, views, plan, sum(p.validation for p in parts), solving)
+        self.keep = forecast_from(cell)
         self.data, self.horizons, self.stiffest = data, settings.horizons, stiffest(cell.config)
         self.norms = running_statistics(cell, views)
         targets = [data.task.inputs.index(t) for t in data.task.targets]
@@ -72,25 +73,27 @@ class ForecastRecipe(Recipe):
         self.targets, self.importance = targets, importance
         self.validation = ValidationSegments(cell, data, settings.seed)
 
-    def start_state(self, cell: Cell, chunk: Chunk, mine: Rows) -> State:
+    def start_state(self, cell: Model, chunk: Chunk, mine: Rows) -> State:
         """A new state, but for the running statistics, which are exactly those that the walk would have."""
         state = super().start_state(cell, chunk, mine)
         state["norm"] = torch.stack([self.norms[chunk.sequence[i]][chunk.start[i]] for i in mine])
         return state
 
-    def judge(self, cell: Cell, batch: Batch, unrolled: Unrolled, random: np.random.Generator) -> tuple[Loss, Flows]:
+    def judge(
+        self, cell: Model, batch: Batch, unrolled: Unrolled, random: np.random.Generator
+    ) -> tuple[Loss, Flows | None]:
         """One call ahead from every call, and further ahead from random ones; these flows are also the sample."""
         weight = normalised(self._call_weights(batch.chunk, batch.parts))[:, batch.mine]
         near = _both(cell, unrolled.mean, unrolled.log_variance, batch.inputs["x"], weight)
         far, flows = self._far(cell, batch, unrolled, self._draw_ahead(batch.chunk, batch.parts, random))
         return Loss(near.total + far.total, near.main + far.main), flows
 
-    def validate(self, cell: Cell) -> float:
+    def validate(self, cell: Model) -> float:
         """Mean absolute error in units of the scale, over targets and horizons, whole and with half the rows gone."""
         return self.validation.score(cell, self.targets, self.horizons, self.steps)
 
     @torch.no_grad()
-    def calibrate(self, cell: Cell) -> None:
+    def calibrate(self, cell: Model) -> None:
         """Make the stated deviations as large as the errors on validation rows: a model errs more on what is new."""
         factors = self.validation.deviation_factors(cell, self.horizons, self.steps)
         cell.heads.expect.outer.bias[cell.config.channels :] += torch.from_numpy(2.0 * np.log(factors)).float()
@@ -119,7 +122,7 @@ class ForecastRecipe(Recipe):
             usable[lane] = (own.series.ticks[row[lane]] > start) & (row[lane] < own.validation)
         return Ahead(call, row, usable)
 
-    def _far(self, cell: Cell, batch: Batch, unrolled: Unrolled, ahead: Ahead) -> tuple[Loss, Flows]:
+    def _far(self, cell: Model, batch: Batch, unrolled: Unrolled, ahead: Ahead) -> tuple[Loss, Flows | None]:
         parts, mine = batch.parts, batch.mine
         lanes = [self.parts[s].series for s in batch.chunk.sequence]
         x = np.stack([series.x[row] for series, row in zip(lanes, ahead.row, strict=True)])
@@ -133,7 +136,7 @@ class ForecastRecipe(Recipe):
         flow = self.solving.integrator
         expected = flow_on(cell, self.data.time, kept, start, end, self.stiffest, batch.steps, flow)
         loss = _both(cell, expected.mean, expected.log_variance, torch.from_numpy(x[mine]).flatten(0, 1), weight)
-        return loss, self._sample(batch, kept, start, end)
+        return loss, None if isinstance(cell, Baseline) else self._sample(batch, kept, start, end)
 
     def _sample(self, batch: Batch, kept: Mapping[str, Tensor], start: Rows, end: Rows) -> Flows:
         """The first `SAMPLED` of each lane's flows ahead."""
@@ -151,7 +154,7 @@ def _thinned(rows: int, copy: int, copies: int, random: np.random.Generator) -> 
     return chosen if len(chosen) > 1 else np.arange(rows)
 
 
-def _both(cell: Cell, mean: Tensor, log_variance: Tensor | None, x: Tensor, weight: Tensor) -> Loss:
+def _both(cell: Model, mean: Tensor, log_variance: Tensor | None, x: Tensor, weight: Tensor) -> Loss:
     if log_variance is None:
         raise RuntimeError("a forecast without a variance; this is a defect of odestream")
     error = absolute_error(mean, x, cell.scale, weight)

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odestream.models.cell import Cell
+from odestream.models.baselines import Baseline
 from odestream.models.config import VOCABULARY
 from odestream.models.data import Dataset
 from odestream.models.labelling import Judging, log_loss, score, text_sequences, validation_sequences
 from odestream.models.losses import absolute_error, cross_entropy, normalised, spread_loss
+from odestream.models.model import Model
 from odestream.models.sequences import Calls, calls_of, calls_of_bytes, longest_call, stack_labels, steps_across
 from odestream.models.training.lanes import LanePlan, Rows
 from odestream.models.training.recipe import FEWEST_STEPS, Batch, Loss, Recipe
@@ -34,7 +35,7 @@ class LabelRecipe(Recipe):
 
     def __init__(
         self,
-        cell: Cell,
+        cell: Model,
         sequences: Sequence[Calls],
         plan: LanePlan,
         judged: Sequence[Judging],
@@ -44,7 +45,9 @@ class LabelRecipe(Recipe):
         super().__init__(cell, sequences, plan, sum(len(s) for s in sequences), solving, steps)
         self.judged = judged
 
-    def judge(self, cell: Cell, batch: Batch, unrolled: Unrolled, random: np.random.Generator) -> tuple[Loss, Flows]:
+    def judge(
+        self, cell: Model, batch: Batch, unrolled: Unrolled, random: np.random.Generator
+    ) -> tuple[Loss, Flows | None]:
         """Loss of the labels after each call, and of each observation before it."""
         length, mine = self.lanes.plan.length, batch.mine
         labels = stack_labels(batch.parts, length)
@@ -53,9 +56,10 @@ class LabelRecipe(Recipe):
         seen = _observed(batch.parts, length)
         seen[0, batch.chunk.start == 0] = 0.0  # nothing is known before a stream's first call
         expected = self._expectation(cell, batch, unrolled, normalised(seen)[:, mine])
-        return Loss(main + EXPECT_WEIGHT * expected, main), self._sample(batch, unrolled, random)
+        flows = None if isinstance(cell, Baseline) else self._sample(batch, unrolled, random)
+        return Loss(main + EXPECT_WEIGHT * expected, main), flows
 
-    def validate(self, cell: Cell) -> float:
+    def validate(self, cell: Model) -> float:
         """Mean −log p(label) on validation sequences, in nats."""
         return log_loss(score(cell, self.judged, self.buckets[0])) if self.judged else float("nan")
 
@@ -78,7 +82,7 @@ class LabelRecipe(Recipe):
         gaps = batch.inputs["dt"][end, lane]
         return Flows(h, u, None if phase is None else phase[end, lane], gaps, places, call.size)
 
-    def _expectation(self, cell: Cell, batch: Batch, unrolled: Unrolled, weight: Tensor) -> Tensor:
+    def _expectation(self, cell: Model, batch: Batch, unrolled: Unrolled, weight: Tensor) -> Tensor:
         x = batch.inputs["x"]
         if unrolled.log_variance is None:
             return cross_entropy(unrolled.mean, x, weight.squeeze(-1))
@@ -86,7 +90,7 @@ class LabelRecipe(Recipe):
         return error + spread_loss(unrolled.mean, unrolled.log_variance, x, cell.scale, weight)
 
 
-def classify_recipe(cell: Cell, data: Dataset, lanes: int, length: int, solving: Solving) -> LabelRecipe:
+def classify_recipe(cell: Model, data: Dataset, lanes: int, length: int, solving: Solving) -> LabelRecipe:
     """Lanes through the fit rows of every labelled stream; streams that are short enough fit into one chunk."""
     longest = longest_call(cell.config, FEWEST_STEPS)
     parts = [p for p in data.parts if np.any(p.series.labels[: p.validation] >= 0)]
@@ -103,7 +107,7 @@ def classify_recipe(cell: Cell, data: Dataset, lanes: int, length: int, solving:
 
 
 def tokens_recipe(
-    cell: Cell, training: bytes, validation: bytes, lanes: int, length: int, solving: Solving
+    cell: Model, training: bytes, validation: bytes, lanes: int, length: int, solving: Solving
 ) -> LabelRecipe:
     """Lanes that begin anywhere in the text. A byte lasts a whole model unit, which takes several solver steps."""
     start_at_frequencies(cell, np.bincount(np.frombuffer(training, np.uint8), minlength=VOCABULARY))
@@ -114,7 +118,7 @@ def tokens_recipe(
 
 
 @torch.no_grad()
-def start_at_frequencies(cell: Cell, counts: Rows) -> None:
+def start_at_frequencies(cell: Model, counts: Rows) -> None:
     """Let the heads of logits start at how often each label was seen, one more for each: context is left to learn."""
     logits = torch.from_numpy(np.log((counts + 1.0) / (counts.sum() + len(counts)))).float()
     heads = (cell.heads.answer, cell.heads.expect if cell.embedding is not None else None)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from odestream.models.cell import Cell
 from odestream.models.distributed import World
+from odestream.models.model import Model
 from odestream.models.training.recipe import Recipe
 from odestream.runtime.errors import InputError
 
@@ -66,7 +66,7 @@ class Report:
 class Trainer:
     """Trains `cell` by `recipe` within `budget`; the outcome is in `best`, the cell with the best averaged weights."""
 
-    def __init__(self, cell: Cell, recipe: Recipe, budget: Budget, seed: int, world: World) -> None:
+    def __init__(self, cell: Model, recipe: Recipe, budget: Budget, seed: int, world: World) -> None:
         self.cell, self.recipe, self.budget, self.world = cell, recipe, budget, world
         self.average, self.best = copy.deepcopy(cell), copy.deepcopy(cell)
         self.optimiser = torch.optim.AdamW(
@@ -108,7 +108,7 @@ class Trainer:
         self.step += 1
         if math.isfinite(norm):
             self.optimiser.step()
-            self.cell.field.constrain()
+            self.cell.constrain()
             self._follow()
         self._note(float(loss.main.detach()), math.isfinite(norm))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from odestream.models.cell import Cell, State
 from odestream.models.distributed import World
+from odestream.models.model import Model
 from odestream.models.sequences import Calls, longest_call, stack, steps_across
 from odestream.models.training.coarsening import draw_bucket, stable_buckets
 from odestream.models.training.lanes import Chunk, LanePlan, Lanes, Rows
@@ -53,7 +54,7 @@ class Recipe(ABC):
 
     def __init__(
         self,
-        cell: Cell,
+        cell: Model,
         sequences: Sequence[Calls],
         plan: LanePlan,
         rows: int,
@@ -67,7 +68,7 @@ class Recipe(ABC):
         self.solving = solving
         self.carried: State | None = None
 
-    def loss(self, cell: Cell, world: World, random: np.random.Generator, progress: float) -> Loss:
+    def loss(self, cell: Model, world: World, random: np.random.Generator, progress: float) -> Loss:
         """Loss of this process's lanes on the next chunk; every process must call it with the same `random`.
 
         progress: 0 … 1 of the training.
@@ -90,16 +91,23 @@ class Recipe(ABC):
         )
         self.carried = {name: value.detach() for name, value in unrolled.state.items()}
         loss, flows = self.judge(cell, Batch(chunk, parts, mine, inputs, steps), unrolled, random)
+        if flows is None or not isinstance(cell, Cell):
+            return loss
         return Loss(loss.total + self.solving.penalty(cell, flows, steps, random), loss.main)
 
     keep: Sequence[str] = ()
 
     @abstractmethod
-    def judge(self, cell: Cell, batch: Batch, unrolled: Unrolled, random: np.random.Generator) -> tuple[Loss, Flows]:
-        """The task's loss, and the flows of which regularity is asked; `unrolled` is of this process's lanes alone."""
+    def judge(
+        self, cell: Model, batch: Batch, unrolled: Unrolled, random: np.random.Generator
+    ) -> tuple[Loss, Flows | None]:
+        """The task's loss, and the flows of which regularity is asked, None for a model without a field.
+
+        unrolled: of this process's lanes alone.
+        """
 
     @abstractmethod
-    def validate(self, cell: Cell) -> float:
+    def validate(self, cell: Model) -> float:
         """How good `cell` is on validation rows; less is better."""
 
     def explore(self, random: np.random.Generator, mine: Rows, progress: float) -> Tensor | None:
@@ -107,12 +115,12 @@ class Recipe(ABC):
         del random, mine, progress
         return None
 
-    def start_state(self, cell: Cell, chunk: Chunk, mine: Rows) -> State:
+    def start_state(self, cell: Model, chunk: Chunk, mine: Rows) -> State:
         """State of lanes that have just been put somewhere."""
         del chunk
         return cell.initial_state(len(mine))
 
-    def _state(self, cell: Cell, chunk: Chunk, mine: Rows) -> State:
+    def _state(self, cell: Model, chunk: Chunk, mine: Rows) -> State:
         start = self.start_state(cell, chunk, mine)
         if self.carried is None:
             return start
@@ -123,7 +131,7 @@ class Recipe(ABC):
         }
 
 
-def _check_gaps(cell: Cell, sequences: Sequence[Calls], steps: int) -> None:
+def _check_gaps(cell: Model, sequences: Sequence[Calls], steps: int) -> None:
     """InputError for a call beyond the solver's stability bound: its error would grow from call to call."""
     largest = max(float(np.max(s.inputs["dt"], initial=0.0)) for s in sequences)
     longest = longest_call(cell.config, steps)

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from odestream.models.baselines import BASELINES, Baseline, Frame, footprint, make, matched
+from odestream.models.baselines import BASELINES, Baseline, Frame, footprint, make
 from odestream.models.baselines.stack import Stacked
 from odestream.models.cell import Cell
+from odestream.models.config import preset
+from odestream.models.model import make_model
 from odestream.models.observing import look
 from odestream.runtime.errors import InputError
 from tests.helpers.baselines import doubled, random_baseline
@@ -135,12 +137,12 @@ def test_only_the_plain_gru_is_blind_to_time(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_a_rival_is_matched_to_a_number_of_parameters(name: str) -> None:
-    frame = Frame.of(tiny_config("forecast"))
-    model = matched(name, frame, 60_000)
+def test_a_rival_is_matched_to_the_number_of_parameters_of_a_cell(name: str) -> None:
+    config = tiny_config("forecast", sizes=preset("nano"))
+    model, ours = make_model(name, config), footprint(Cell(config)).parameters
     found = footprint(model)
     assert found.parameters == sum(p.numel() for p in model.parameters())
-    assert found.parameters == pytest.approx(60_000, rel=0.06)
+    assert found.parameters == pytest.approx(ours, rel=0.03)
     assert found.state_bytes == 4 * sum(v.numel() for v in model.initial_state(1).values())
 
 
