@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ def fill_section(document: str, name: str, text: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n{text.strip()}\n{end}", document)
 
 
+@cache
 def circumstances() -> dict[str, Any]:
-    """Hardware, versions and commit."""
+    """Hardware, versions and commit, as they were when first asked for: what is edited meanwhile does not run."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

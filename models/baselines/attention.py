@@ -81,7 +81,7 @@ class Attention(Mixer):
             keys, values = keys.index_select(1, places), values.index_select(1, places)
         there = (self.distances <= state["n"]).view(-1, 1, 1, len(self.distances))
         keys = self._rotated(self._split(keys), -self.distances)
-        return self._attend(self._split(query), keys, self._split(values), there).squeeze(1), after
+        return self.attend(self._split(query), keys, self._split(values), there).squeeze(1), after
 
     def sweep(self, rows: Rows, state: Mapping[str, Tensor]) -> tuple[Tensor, State]:
         """All queries at once, under a mask of distances; O(T²)."""
@@ -93,7 +93,7 @@ class Attention(Mixer):
         wanted = torch.isin(distance, self.distances)
         there = (of >= -state["n"]).view(-1, 1, 1, length + count) & wanted
         rotated = self._rotated(self._split(query), at), self._rotated(self._split(keys), of)
-        y = self._attend(*rotated, self._split(values), there)
+        y = self.attend(*rotated, self._split(values), there)
         held = torch.clamp(state["n"] + rows.lengths.unsqueeze(-1), max=float(count))
         return y, {"k": last_rows(keys, rows.lengths, count), "v": last_rows(values, rows.lengths, count), "n": held}
 
@@ -112,7 +112,7 @@ class Attention(Mixer):
         a, b, s, c = x.narrow(-1, 0, half), x.narrow(-1, half, half), torch.sin(angle), torch.cos(angle)
         return torch.cat([a * c - b * s, a * s + b * c], dim=-1)
 
-    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, there: Tensor) -> Tensor:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, there: Tensor) -> Tensor:
         """[B, H, m, d] queries over [B, H, n, d] keys where `there` [B, 1, m, n] holds -> [B, m, D]."""
         logits = torch.matmul(query, keys.transpose(-1, -2)) * query.shape[-1] ** -0.5
         shares = torch.softmax(torch.where(there, logits, -torch.inf), dim=-1)
