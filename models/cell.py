@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odestream.models import normalise
+from odestream.models.ablation import freeze, hold
 from odestream.models.config import VOCABULARY, CellConfig
 from odestream.models.field import Field, FieldWeights, rotate
 from odestream.models.flow import Integrator, ode_flow
@@ -89,6 +90,7 @@ class Cell(nn.Module):
         self.heads = Heads(config)
         with torch.no_grad():
             self.update.bias[: z.hidden].fill_(-1.0)
+        freeze(self)
 
     def spec(self) -> StepSpec:
         """Inputs, outputs and state members, in graph order."""
@@ -118,8 +120,9 @@ class Cell(nn.Module):
         return Weights(self.field.weights(), self.memory.weights())
 
     def constrain(self) -> None:
-        """Hold the field within its limits: call it after every optimiser step."""
+        """Hold the field within its limits, and what is off where it is: call it after every optimiser step."""
         self.field.constrain()
+        hold(self)
 
     def step(self, inputs: Inputs, state: State) -> tuple[dict[str, Tensor], State]:
         """One step; inputs, outputs and state as in `spec()`. The state that is passed in is not changed."""

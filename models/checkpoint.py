@@ -37,7 +37,7 @@ class Settings(Record, frozen=True):
     period: in the time column's units (days for dates), None without a season. horizons: in median gaps. minutes or
     epochs: the budget, the other is None. solver: a tableau's name, or `odeint:METHOD` or `odeint_adjoint:METHOD`,
     which integrated the flow in training. consistency, kinetic, jacobian: weights of what was asked of the flow, see
-    `training.regularity`.
+    `training.regularity`. without: memories, time features and other parts of the cell that were left out.
     """
 
     preset: str = "nano"
@@ -53,6 +53,7 @@ class Settings(Record, frozen=True):
     consistency: float = 0.003
     kinetic: float = 0.0
     jacobian: float = 0.0
+    without: tuple[str, ...] = ()
 
 
 class DataInfo(Record, frozen=True):

@@ -62,6 +62,9 @@ def train(
     jacobian: Annotated[
         float, typer.Option(metavar="W", help="Weight of its Jacobian's mean square, which keeps flows smooth.")
     ] = DEFAULTS.jacobian,
+    without: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Parts of the cell to leave out; a wrong name lists them.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
 ) -> None:
@@ -86,6 +89,7 @@ def train(
         consistency=consistency,
         kinetic=kinetic,
         jacobian=jacobian,
+        without=_names(without),
     )
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # the matrices are small: a second thread waits for the first more than it helps

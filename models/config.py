@@ -12,6 +12,8 @@ from odestream.runtime.errors import InputError
 Task = Literal["forecast", "classify", "tokens"]
 Store = Literal["working", "longterm", "episodic"]
 STORES: tuple[Store, ...] = ("working", "longterm", "episodic")
+Part = Literal["write-gate", "read-gate", "forget-gate", "flow", "elapsed"]
+PARTS: tuple[Part, ...] = ("write-gate", "read-gate", "forget-gate", "flow", "elapsed")
 VOCABULARY = 256  # tokens are UTF-8 bytes
 BUCKETS = (1, 2, 4, 8, 16)  # solver steps that a model is trained for and judged with
 
@@ -62,6 +64,7 @@ class CellConfig:
     `(x − centre)/scale` alone and the state has no `norm`.
     frequencies: of the time features, in rad per model unit; may be empty.
     stores: the memories that exist. surprise_gate: whether surprise takes part in the episodic write.
+    without: what is switched off, see `models.ablation`.
     decay_limit: upper clamp of λ, per model unit. norm_limit: largest spectral norm of A_h and of B.
     age_limit: A_max, in model units. method, steps, rtol, atol: the unrolled solver as deployed.
     """
@@ -76,6 +79,7 @@ class CellConfig:
     frequencies: tuple[float, ...] = ()
     stores: tuple[Store, ...] = STORES
     surprise_gate: bool = False
+    without: tuple[Part, ...] = ()
     decay_limit: float = 4.0
     norm_limit: float = 1.5
     age_limit: float = 1000.0
@@ -97,6 +101,8 @@ class CellConfig:
             raise InputError(f"{self.outputs} labels; a classifier needs at least two")
         if self.task == "forecast" and not self.averages:
             raise InputError("a forecast is normalised by running averages; give at least one time constant")
+        if not set(self.without) <= set(PARTS):
+            raise InputError(f"without {self.without}; name parts of {', '.join(PARTS)}")
         if self.steps < 1 or not self.stores or not set(self.stores) <= set(STORES):
             raise InputError(
                 f"steps {self.steps}, stores {self.stores}; give at least one step and one store or more of {STORES}"
@@ -125,8 +131,8 @@ class CellConfig:
         return sum(widths[store] for store in self.stores)
 
     def to_dict(self) -> dict[str, object]:
-        """As plain JSON values; `from_dict` reads it back."""
-        return dataclasses.asdict(self)
+        """As plain JSON values; `from_dict` reads it back. A whole cell's are those of versions without switches."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "without" or value}
 
     @staticmethod
     def from_dict(data: dict[str, object]) -> CellConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from odestream.models.checkpoint import (
     holds_run,
     save_checkpoint,
 )
-from odestream.models.config import CellConfig, preset
+from odestream.models.config import PARTS, STORES, CellConfig, preset
 from odestream.models.curve import draw_curve
 from odestream.models.data import Dataset, Text, centre_and_scale, load_table, load_text
 from odestream.models.distributed import World
@@ -47,7 +48,9 @@ CURVE_FILE = "curve.png"
 AVERAGES = (0.5, 2.0, 8.0, 32.0)  # model units: 5 to 320 median gaps
 DEFAULT_MINUTES = {"nano": 1.5, "small": 6.0, "base": 30.0}
 DEPLOYED_METHOD = "bosh32"  # where torchdiffeq integrated the flow in training
-OF_THE_SOLVER = ("solver", "consistency", "kinetic", "jacobian")
+OF_THE_CELL = ("solver", "consistency", "kinetic", "jacobian", "without")
+PHASE = "phase"
+LEFT_OUT = (*STORES, PHASE, *PARTS)
 FORECAST_LANES, FORECAST_CHUNK = 48, 8
 LABEL_LANES, LABEL_CHUNK = 32, 64
 """Lanes and calls of a chunk: short chunks change the weights more often in the same time."""
@@ -114,6 +117,8 @@ def prepare(job: Job, world: World) -> Plan:
     if job.task.kind == "tokens":
         return _plan_tokens(load_text(job.source, settings), settings, world)
     data = load_table(job.source, job.task, settings)
+    if PHASE in settings.without:
+        data = dataclasses.replace(data, time=msgspec.structs.replace(data.time, frequencies=()))
     return (_plan_forecast if job.task.kind == "forecast" else _plan_classify)(data, settings, world)
 
 
@@ -194,6 +199,8 @@ def _config(
         outputs=len(task.labels),
         averages=averages,
         frequencies=time.frequencies,
+        stores=tuple(store for store in STORES if store not in settings.without),
+        without=tuple(part for part in PARTS if part in settings.without),
         method=DEPLOYED_METHOD if ":" in settings.solver else settings.solver,
     )
 
@@ -207,10 +214,7 @@ def check_settings(settings: Settings, task: TaskSpec) -> None:
     """InputError for an option that cannot be used."""
     preset(settings.preset)
     integrator(settings.solver)
-    check_name(settings.model)
-    given = [name for name in OF_THE_SOLVER if getattr(settings, name) != getattr(Settings(), name)]
-    if settings.model != OURS and given:
-        raise InputError(f"--{given[0]} is for a cell, and {settings.model} has no such solver; leave it out")
+    _check_model(settings)
     if settings.minutes is not None and settings.epochs is not None:
         raise InputError("--minutes and --epochs exclude each other; give one of them")
     if settings.minutes is not None and not (math.isfinite(settings.minutes) and settings.minutes > 0):
@@ -227,6 +231,19 @@ def check_settings(settings: Settings, task: TaskSpec) -> None:
         raise InputError(f"--test-fraction {settings.test_fraction}: give a share above 0 and below 0.9")
     if task.kind == "forecast" and (not settings.horizons or min(settings.horizons) < 1):
         raise InputError(f"--horizons {settings.horizons}: give whole numbers of median gaps, 1 or above")
+
+
+def _check_model(settings: Settings) -> None:
+    """InputError for a model or a part of the cell that is not known, or an option that a rival has no use for."""
+    check_name(settings.model)
+    given = [name for name in OF_THE_CELL if getattr(settings, name) != getattr(Settings(), name)]
+    if settings.model != OURS and given:
+        raise InputError(f"--{given[0]} is for a cell, and {settings.model} is none; leave it out")
+    unknown = [part for part in settings.without if part not in LEFT_OUT]
+    if unknown or set(STORES) <= set(settings.without):
+        raise InputError(
+            f"--without {','.join(settings.without)}: name parts of {', '.join(LEFT_OUT)}, not all memories"
+        )
 
 
 def _identity(info: RunInfo) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def random_cell(config: CellConfig, seed: int = 0) -> Cell:
         cell.memory.log_decay_rate.fill_(-2.0)
         cell.memory.gates.write.weight.normal_(std=1.0)
         cell.memory.gates.forget.bias.fill_(0.5)
-        cell.field.constrain()
+        cell.constrain()
     return cell
 
 

@@ -132,7 +132,7 @@ def test_an_unknown_model_lists_the_known_ones(tmp_path: Path, capsys: pytest.Ca
 def test_options_of_the_solver_are_refused_for_a_rival(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", str(seasonal_csv(tmp_path / "a.csv")), "--time", "time", "--model", "gru"]
     assert main([*arguments, "--kinetic", "0.1", "--out", str(tmp_path / "run")]) == 2
-    assert "--kinetic is for a cell" in capsys.readouterr().err
+    assert "--kinetic is for a cell, and gru is none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", BASELINES)
