@@ -55,7 +55,8 @@ def circumstances_text() -> str:
     """The same in one sentence."""
     c = circumstances()
     versions = ", ".join(f"{package} {version}" for package, version in c["versions"].items())
-    return f"{c['processor']}, {c['cores']} cores, OMP_NUM_THREADS={c['threads']}; Python {c['python']}, {versions}."
+    machine = f"{c['processor']}, {c['cores']} cores, OMP_NUM_THREADS={c['threads']}"
+    return f"{machine}; Python {c['python']}, {versions}; commit {c['commit']}."
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
