@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from collections.abc import Iterator
 from importlib import metadata
@@ -13,36 +14,57 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from odestream.runtime import CompatError
+from odestream.runtime.kernels.build import find_compiler, instruction_sets, library_name
+
 ROOT = Path(__file__).parents[1]
 LAYERS = ("runtime", "models", "export")
-BUILT_FROM = (*LAYERS, "pyproject.toml", "README.md", "LICENSE")
+BUILT_FROM = (*LAYERS, "pyproject.toml", "setup.py", "README.md", "LICENSE")
 HEAVY = {"torch", "torchdiffeq", "onnx", "onnxscript", "onnxruntime", "matplotlib"}
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built without network from a copy, so that nothing is left in the checkout."""
+    """The wheel of a machine without a compiler, which is the same everywhere and quickly built."""
+    return build_wheel(tmp_path_factory, compiler="none")
+
+
+@pytest.fixture(scope="module")
+def platform_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of a machine with a compiler."""
+    try:
+        return build_wheel(tmp_path_factory, find_compiler())
+    except CompatError as error:
+        pytest.skip(str(error))
+
+
+def build_wheel(tmp_path_factory: pytest.TempPathFactory, compiler: str) -> Path:
+    """Build without network from a copy, so that nothing is left in the checkout."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for name in BUILT_FROM:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "lib"))
         else:
             shutil.copy(ROOT / name, source / name)
-    command("-m", "build", "--no-isolation", "--wheel", "--outdir", str(out), str(source))
+    command("-m", "build", "--no-isolation", "--wheel", "--outdir", str(out), str(source), CXX=compiler)
     return next(out.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which only the wheel was installed."""
-    target = tmp_path_factory.mktemp("site")
+    return install(wheel, tmp_path_factory.mktemp("site"))
+
+
+def install(wheel: Path, target: Path) -> Path:
     command("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(target), str(wheel))
     return target
 
 
-def command(*arguments: str, site: Path | None = None) -> str:
+def command(*arguments: str, site: Path | None = None, **variables: str) -> str:
     """Standard output of this Python run with `arguments`, importing from `site` first."""
-    environment = dict(os.environ) if site is None else {**os.environ, "PYTHONPATH": str(site)}
+    first = {} if site is None else {"PYTHONPATH": str(site)}
+    environment = {**os.environ, **first, **variables}
     done = subprocess.run(
         [sys.executable, *arguments], check=False, capture_output=True, text=True, env=environment, cwd="/"
     )
@@ -68,6 +90,30 @@ def test_the_wheel_holds_every_module_on_disk_kernel_source_type_mark_and_licenc
     marks = {f"odestream/{layer}/py.typed" for layer in LAYERS}
     assert names - info == modules_on_disk() | kernels_on_disk() | marks
     assert any(name.endswith("/licenses/LICENSE") for name in info)
+
+
+def test_a_wheel_without_the_library_is_for_every_platform(wheel: Path) -> None:
+    assert wheel.name.endswith("-py3-none-any.whl")
+
+
+@pytest.mark.slow
+def test_a_wheel_with_the_library_is_for_this_platform_and_its_installation_finds_it(
+    wheel: Path, platform_wheel: Path, tmp_path: Path
+) -> None:
+    plain, built = (set(zipfile.ZipFile(path).namelist()) for path in (wheel, platform_wheel))
+    assert built - plain == {f"odestream/runtime/kernels/lib/{library_name()}"}
+    assert plain < built
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert platform_wheel.name.endswith(f"-py3-none-{platform}.whl")
+    site = install(platform_wheel, tmp_path / "site")
+    code = (
+        "from odestream.runtime.kernels.build import find_library\n"
+        "from odestream.runtime.kernels.library import load_library\n"
+        "print(find_library(), load_library().odestream_instruction_set().decode())"
+    )
+    path, instructions = command("-c", code, site=site, XDG_CACHE_HOME=str(tmp_path)).split()
+    assert path == str(site / "odestream/runtime/kernels/lib" / library_name())
+    assert instructions in instruction_sets()
 
 
 def test_every_folder_with_modules_is_a_package() -> None:
