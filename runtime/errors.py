@@ -50,8 +50,16 @@ class SnapshotError(OdestreamError, ValueError):
     """A snapshot is damaged, of another version, or of another model."""
 
 
+class SnapshotDamaged(SnapshotError):
+    """A snapshot's bytes are not those that were written; the generation before may still be whole."""
+
+
+class LogError(OdestreamError, ValueError):
+    """An input log is of another version or model, or does not reach back as far as was asked."""
+
+
 class SessionBusy(OdestreamError, RuntimeError):
-    """A stream is in use by another thread, or closed."""
+    """A stream is in use by another thread, or closed; or a pool has as many rows waiting as it takes."""
 
 
 class ExportError(OdestreamError, RuntimeError):

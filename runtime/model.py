@@ -13,12 +13,16 @@ from odestream.runtime.contract.manifest import Manifest, ParityRow
 from odestream.runtime.core import EngineCore
 from odestream.runtime.engine_batch import EngineBatch
 from odestream.runtime.errors import CompatError, SessionBusy, SnapshotError
+from odestream.runtime.generations import read_generation
 from odestream.runtime.replay import failures, verify_vectors
 from odestream.runtime.session import Stream
-from odestream.runtime.snapshot import decode_snapshot, encode_snapshot, read_snapshot
+from odestream.runtime.snapshot import decode_snapshot, encode_snapshot
 from odestream.runtime.timestamps import parse_time
 
 AUTO = "auto"
+
+Saved = bytes | str | os.PathLike[str]
+"""A snapshot: its bytes, or the path of its newest generation."""
 
 _SELF_TEST_STEPS = {"onnxruntime": 4, "native": None}
 """Stored steps that a backend must reproduce when it is loaded, None for all of them.
@@ -53,20 +57,19 @@ def load(path: str | os.PathLike[str], backend: str = AUTO, threads: int = 1) ->
 
 
 def restore(
-    snapshot: bytes | str | os.PathLike[str],
+    snapshot: Saved,
     bundle: str | os.PathLike[str],
     backend: str = AUTO,
     threads: int = 1,
     buckets: Sequence[int] | None = None,
 ) -> Stream:
-    """The stream of a snapshot (bytes or a file) on a bundle loaded for it; `stream.model.close()` ends both.
+    """The stream of a snapshot on a bundle loaded for it; `stream.model.close()` ends both.
 
-    buckets: see `Model.stream`.
+    snapshot: see `Model.restore`, buckets: see `Model.stream`.
     """
-    data = snapshot if isinstance(snapshot, bytes) else read_snapshot(Path(snapshot))
     model = load(bundle, backend, threads)
     try:
-        return model.restore(data, buckets)
+        return model.restore(snapshot, buckets)
     except BaseException:
         model.close()
         raise
@@ -106,17 +109,19 @@ class Model:
         """
         return Stream(self, buckets=buckets)
 
-    def restore(self, data: bytes, buckets: Sequence[int] | None = None) -> Stream:
+    def restore(self, snapshot: Saved, buckets: Sequence[int] | None = None) -> Stream:
         """The stream of a snapshot of one stream; SnapshotError where it holds several or does not fit.
 
-        buckets: see `stream`; a snapshot does not say which its stream was limited to.
+        snapshot: bytes, or a file, whose generation before is taken where the newest is damaged (see `generations`);
+        `Stream.origin` tells which and why. buckets: see `stream`; a snapshot does not say which its stream was
+        limited to.
         """
-        streams = decode_snapshot(data, self.manifest)
+        streams = self.restore_streams(snapshot, buckets=buckets)
         if len(streams) != 1:
             raise SnapshotError(
                 f"the snapshot holds {len(streams)} streams ({', '.join(streams)}); use restore_streams"
             )
-        return Stream(self, next(iter(streams.values())), buckets)
+        return next(iter(streams.values()))
 
     def snapshot_streams(self, streams: Mapping[str, Stream]) -> bytes:
         """One snapshot of several streams of this model, under their names."""
@@ -128,11 +133,16 @@ class Model:
         return encode_snapshot(self.manifest, {name: stream.save() for name, stream in streams.items()})
 
     def restore_streams(
-        self, data: bytes, where: str = "snapshot", buckets: Sequence[int] | None = None
+        self, snapshot: Saved, where: str = "snapshot", buckets: Sequence[int] | None = None
     ) -> dict[str, Stream]:
-        """Name → stream of a snapshot, in the order of saving; `where` names it in messages. buckets: see `stream`."""
+        """Name → stream of a snapshot, in the order of saving; `where` names bytes in messages. See `restore`."""
+        if isinstance(snapshot, bytes):
+            data, origin = snapshot, f"{where}, given as bytes"
+        else:
+            found = read_generation(Path(snapshot))
+            data, where, origin = found.data, str(found.path), found.origin
         states = decode_snapshot(data, self.manifest, where)
-        return {name: Stream(self, state, buckets) for name, state in states.items()}
+        return {name: Stream(self, state, buckets, origin) for name, state in states.items()}
 
     def verify(self, steps: int | None = None) -> list[ParityRow]:
         """Compare this backend with the bundle's stored vectors; see `replay.verify_vectors`."""

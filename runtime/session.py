@@ -31,10 +31,19 @@ class Stream:
     Times are integer ticks (see the manifest's `time`). A stream is not for two threads at once: the second gets
     SessionBusy. Methods raise InputError for unusable values, TimeError for times that do not advance or lie too
     far ahead, StateError where a result is not finite; after any of them the stream is as it was.
+
+    origin: where its state comes from: `new`, or which generation of which snapshot and why.
     """
 
-    def __init__(self, model: Model, state: StreamState | None = None, buckets: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        state: StreamState | None = None,
+        buckets: Sequence[int] | None = None,
+        origin: str = "new",
+    ) -> None:
         self.model = model
+        self.origin = origin
         self._lock = threading.Lock()
         self._closed = False
         self._core = model.core(buckets)

@@ -21,7 +21,7 @@ from odestream.runtime.arena import Layout, stack, unstack
 from odestream.runtime.contract.manifest import Manifest, TimeSpec
 from odestream.runtime.contract.rule import Accepted
 from odestream.runtime.contract.tensorfile import decode_tensors, encode_tensors
-from odestream.runtime.errors import SnapshotError
+from odestream.runtime.errors import SnapshotDamaged, SnapshotError
 from odestream.runtime.records import Counters, StreamState
 
 MAGIC = b"odestream-snapshot-1\n"
@@ -82,8 +82,8 @@ def encode_snapshot(manifest: Manifest, streams: Mapping[str, StreamState]) -> b
 def decode_snapshot(data: bytes, manifest: Manifest, where: str = "snapshot") -> dict[str, StreamState]:
     """Name → stream, in the order of saving.
 
-    Raises SnapshotError for damage anywhere, another version, another model, and members that differ from the
-    manifest's or are not finite.
+    Raises SnapshotDamaged for damage anywhere, SnapshotError for another version, another model, and members that
+    differ from the manifest's or are not finite.
     """
     info, tensors = _open(data, where)
     if info.identity != manifest.identity:
@@ -122,12 +122,17 @@ def read_contents(data: bytes, where: str = "snapshot") -> tuple[SnapshotInfo, M
     return _open(data, where)
 
 
+def check_bytes(data: bytes, where: str = "snapshot") -> None:
+    """Raise SnapshotDamaged, or SnapshotError for another version, unless the bytes are those of a whole snapshot."""
+    _open(data, where)
+
+
 def read_snapshot(path: Path) -> bytes:
-    """The bytes of a snapshot file; SnapshotError where it cannot be read."""
+    """The bytes of a snapshot file; SnapshotDamaged where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as cause:
-        raise SnapshotError(
+        raise SnapshotDamaged(
             f"{path}: cannot be read ({(cause.strerror or '').lower()}); name a snapshot file"
         ) from cause
 
@@ -136,15 +141,16 @@ def _open(data: bytes, where: str) -> tuple[SnapshotInfo, dict[str, NDArray[np.g
     if not data.startswith(MAGIC):
         version = data[len(_FAMILY) :].split(b"\n", 1)[0][:8] if data.startswith(_FAMILY) else b""
         found = f"version {version.decode(errors='replace')!r}" if version else "not a snapshot"
-        raise SnapshotError(f"{where}: {found}, this odestream reads version {SCHEMA_VERSION}; use a snapshot it wrote")
+        kind = SnapshotError if version else SnapshotDamaged
+        raise kind(f"{where}: {found}, this odestream reads version {SCHEMA_VERSION}; use a snapshot it wrote")
     digest, body = data[len(MAGIC) : len(MAGIC) + _DIGEST], data[len(MAGIC) + _DIGEST :]
     if hashlib.sha256(body).digest() != digest:
-        raise SnapshotError(f"{where}: damaged or cut off, its sha256 differs; use an earlier snapshot")
+        raise SnapshotDamaged(f"{where}: damaged or cut off, its sha256 differs; use an earlier snapshot")
     try:
         tensors, text = decode_tensors(body)
         info = msgspec.json.decode(text, type=SnapshotInfo)
     except (ValueError, msgspec.MsgspecError, RecursionError) as cause:
-        raise SnapshotError(f"{where}: {cause}; use another snapshot") from cause
+        raise SnapshotDamaged(f"{where}: {cause}; use another snapshot") from cause
     if info.schema != SCHEMA_VERSION:
         raise SnapshotError(
             f"{where}: schema {info.schema}, this odestream reads {SCHEMA_VERSION}; use a snapshot it wrote"

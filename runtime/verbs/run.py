@@ -18,12 +18,12 @@ import typer
 from numpy.typing import NDArray
 
 from odestream.runtime import Model, Output, Stream, load
-from odestream.runtime.atomic import new_file, write_bytes
+from odestream.runtime.atomic import new_file
 from odestream.runtime.contract.manifest import Manifest, TaskSpec
 from odestream.runtime.errors import GapError, InputError, OdestreamError, PathError, SnapshotError
+from odestream.runtime.generations import read_generation, write_generation
 from odestream.runtime.predictions import Predictions, number, predictions
 from odestream.runtime.session import UNNAMED
-from odestream.runtime.snapshot import read_snapshot
 from odestream.runtime.table import STDIN, open_source, read_bytes, read_rows
 from odestream.runtime.verbs.console import reading_progress, refuse_outputs, save_json, whole_numbers
 from odestream.runtime.verbs.stopping import Stopper
@@ -70,11 +70,11 @@ def run(
                 _stream_table(streams, source, file, stopper)
             except OdestreamError:
                 if snapshot is not None and streams.by_name and output == STDOUT:
-                    write_bytes(snapshot, streams.save(source))  # its rows are out: their state is kept
+                    write_generation(snapshot, streams.save(source))  # its rows are out: their state is kept
                 raise
             saved = b"" if snapshot is None else streams.save(source)
         if snapshot is not None:
-            write_bytes(snapshot, saved)
+            write_generation(snapshot, saved)
         streams.tell(report, force)
     if stopper.signal is not None:
         raise typer.Exit(128 + stopper.signal)
@@ -182,7 +182,10 @@ class _Streams:
 
 def _restore(model: Model, path: Path, buckets: list[int] | None) -> dict[str, Stream]:
     """The snapshot's streams by the names that the table has for them."""
-    streams = model.restore_streams(read_snapshot(path), str(path), buckets)
+    found = read_generation(path)
+    if found.path != path:
+        print(f"odestream: resuming from {found.origin}", file=sys.stderr)
+    streams = model.restore_streams(found.data, str(found.path), buckets)
     if model.manifest.task.stream is not None:
         return streams
     if len(streams) > 1:
