@@ -82,7 +82,7 @@ class Intake:
         target = self._mask
         if target is None:
             raise InputError("mask: this model takes none, every value must be observed; leave mask out")
-        array = _as_array("mask", mask)
+        array = as_array("mask", mask)
         if array.shape != target.shape:
             raise InputError(
                 f"mask: received shape {list(array.shape)}, expected {list(target.shape)}; give 1 or 0 per channel"
@@ -100,7 +100,7 @@ class Intake:
 
     def _convert(self, x: ArrayLike, seen: Seen | None) -> Values:
         """`x` as an array that the graph's dtype can hold; zero where it was not seen."""
-        array = _as_array("x", x)
+        array = as_array("x", x)
         if array.shape != self.shape:
             raise InputError(
                 f"x: received shape {list(array.shape)}, expected {list(self.shape)}; give one per channel"
@@ -172,7 +172,8 @@ def _equal(a: Values, b: Values) -> bool:
     return (a.dtype == b.dtype and a.tobytes() == b.tobytes()) or bool((a == b).all())
 
 
-def _as_array(name: str, value: ArrayLike) -> Values:
+def as_array(name: str, value: ArrayLike) -> Values:
+    """The value as an array, itself where it is one; InputError where it is not rectangular."""
     if type(value) is np.ndarray:
         return value
     try:

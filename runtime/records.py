@@ -57,9 +57,13 @@ class Counters:
 @dataclass(frozen=True)
 class StreamState:
     """All that a stream is: its arena (one row), the tick of its last call (None before the first), its counters, and
-    what is known of its calls over gaps, from which the next bucket is chosen."""
+    what is known of its calls over gaps, from which the next bucket is chosen.
+
+    held: what a fleet keeps for it, the last finite value of each channel (see `policies`); a stream has none.
+    """
 
     arena: Arena
     tick: int | None
     counters: Counters
     previous: Accepted | None = None
+    held: tuple[float | None, ...] = ()

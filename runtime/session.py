@@ -132,6 +132,14 @@ class Stream:
         finally:
             self._lock.release()
 
+    def load(self, state: StreamState) -> None:
+        """Become what was saved, of this stream or of another one of its model."""
+        self._enter()
+        try:
+            self._core.load(state)
+        finally:
+            self._lock.release()
+
     def close(self) -> None:
         """End the stream; every later call raises SessionBusy."""
         self._closed = True

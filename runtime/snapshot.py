@@ -55,6 +55,7 @@ class StreamRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rerun: Count = 0
     rejected: dict[str, Count] = {}
     previous: PreviousRecord | None = None
+    held: tuple[float | None, ...] = ()
 
 
 class SnapshotInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -112,7 +113,7 @@ def decode_snapshot(data: bytes, manifest: Manifest, where: str = "snapshot") ->
     rows = unstack(manifest.spec.state, arena, len(names))
     labels = tuple(manifest.graphs)
     return {
-        record.name: StreamState(row, record.last_tick, _counters(record, labels), _previous(record))
+        record.name: StreamState(row, record.last_tick, _counters(record, labels), _previous(record), record.held)
         for record, row in zip(info.streams, rows, strict=True)
     }
 
@@ -170,6 +171,7 @@ def _record(name: str, stream: StreamState) -> StreamRecord:
         counters.rerun,
         counters.rejected,
         None if previous is None else PreviousRecord(int(previous.gap), previous.steps, previous.err),
+        stream.held,
     )
 
 

@@ -76,19 +76,20 @@ def read_rows(
     *,
     labelled: bool = False,
     name: str | None = None,
+    late: bool = False,
 ) -> Iterator[Row]:
     """Rows of a table, as they arrive.
 
     source: a path, `-` for standard input, or a binary stream. task: names the columns. last: the last tick of streams
     that are being resumed, by name; their rows must come after it. labelled: whether the label column must exist.
-    name: what messages call the source.
+    name: what messages call the source. late: lets times pass that do not advance, for whoever puts them in order.
     Raises InputError for a table or cell that cannot be used, TimeError where a stream's time does not advance.
     """
     with _open_lines(source) as (found, lines):
         name = name or found
         cells = _Cells(name, lines)
         columns = _Columns.find(name, cells.header, task, labelled)
-        ticks = _Ticks(name, time, columns.time is not None, dict(last or {}))
+        ticks = _Ticks(name, time, columns.time is not None, dict(last or {}), late)
         for line, row in cells:
             stream = _stream_name(name, line, row, columns)
             text = "" if columns.time is None else row[columns.time]
@@ -211,17 +212,17 @@ class _Columns:
 
 
 class _Ticks:
-    """Times as ticks, each stream's strictly increasing."""
+    """Times as ticks, each stream's strictly increasing unless rows may be late."""
 
-    def __init__(self, name: str, spec: TimeSpec, column: bool, last: dict[str, int]) -> None:
-        self.name, self.spec, self.column = name, spec, column
+    def __init__(self, name: str, spec: TimeSpec, column: bool, last: dict[str, int], late: bool) -> None:
+        self.name, self.spec, self.column, self.late = name, spec, column, late
         self.last = last
         self.text: dict[str, str] = {}
 
     def next(self, line: int, stream: str, text: str) -> int:
         previous = self.last.get(stream)
         ticks = self._parse(line, text) if self.column else self._count(previous)
-        if previous is not None and ticks <= previous:
+        if previous is not None and ticks <= previous and not self.late:
             of = f" of stream {stream!r}" if stream else ""
             before = self.text.get(stream) or f"{format_time(previous, self.spec)} of the snapshot"
             raise TimeError(

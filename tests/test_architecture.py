@@ -15,8 +15,12 @@ THIRD_PARTY = {
     "export": COMMON | {"torch", "torchdiffeq", "onnx", "onnxscript", "onnx_ir"},
 }
 BELOW = {"runtime": {"runtime"}, "models": {"runtime", "models"}, "export": {"runtime", "models", "export"}}
-# Inside a function of these files only: an engine, or a plot that nobody may ask for.
-LAZY = {"runtime/backends/onnxruntime.py": {"onnxruntime"}, "runtime/verbs/latency_plot.py": {"matplotlib"}}
+# Inside a function of these files only: an engine, or a plot or counts that nobody may ask for.
+LAZY = {
+    "runtime/backends/onnxruntime.py": {"onnxruntime"},
+    "runtime/metrics.py": {"prometheus_client"},
+    "runtime/verbs/latency_plot.py": {"matplotlib"},
+}
 LONGEST_FILE = 400
 
 

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import sys
+from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, BinaryIO, TextIO
+from typing import Annotated, TextIO
 
-import msgspec
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
-from odestream.runtime import Model, Output, Stream, load
+from odestream.runtime import Model, load
 from odestream.runtime.atomic import new_file
-from odestream.runtime.contract.manifest import Manifest, TaskSpec
-from odestream.runtime.errors import GapError, InputError, OdestreamError, PathError, SnapshotError
+from odestream.runtime.batch import LARGEST
+from odestream.runtime.errors import InputError, LogError, OdestreamError, PathError, SnapshotError
+from odestream.runtime.fleet import Answer, Fleet
+from odestream.runtime.flight import resume as resume_log
 from odestream.runtime.generations import read_generation, write_generation
-from odestream.runtime.predictions import Predictions, number, predictions
+from odestream.runtime.metrics import serve
+from odestream.runtime.policies import REPLAY, Policies
+from odestream.runtime.predictions import predictions
+from odestream.runtime.recorder import Recorder, segment_paths
 from odestream.runtime.session import UNNAMED
-from odestream.runtime.table import STDIN, open_source, read_bytes, read_rows
+from odestream.runtime.table import STDIN, open_source
+from odestream.runtime.telemetry import Telemetry
 from odestream.runtime.verbs.console import reading_progress, refuse_outputs, save_json, whole_numbers
+from odestream.runtime.verbs.rows import TableRow, Writer, table_rows, with_inputs
 from odestream.runtime.verbs.stopping import Stopper
 from odestream.runtime.verbs.tally import Tally, as_json, sentence, total
+from odestream.runtime.watchdog import Watchdog
 
 STDOUT = "-"
-RESET = "reset"
-GAP_POLICIES = ("error", RESET)
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it
+WINDOW = 4096
+"""Rows that are read ahead, so that streams which come one after the other in a table still share calls."""
+MIB = 1 << 20
 
 
 def run(
@@ -40,11 +47,29 @@ def run(
     source: Annotated[str, typer.Option("--input", help="A CSV (a text for a token model); - is standard input.")],
     output: Annotated[str, typer.Option(help="The CSV to write; - is standard output, row by row.")] = STDOUT,
     backend: Annotated[str, typer.Option(help="The engine to use; auto takes native where it can run.")] = "auto",
-    resume: Annotated[Path | None, typer.Option(help="Continue the streams of this snapshot.")] = None,
-    snapshot: Annotated[Path | None, typer.Option(help="Save the streams here at the end.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the streams of this snapshot, or of the log in this folder.")
+    ] = None,
+    snapshot: Annotated[
+        Path | None, typer.Option(help="Save the streams here at the end; the one before stays as NAME.previous.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Keep a log of all inputs in this folder, see `odestream replay`.")
+    ] = None,
+    record_mib: Annotated[int, typer.Option(help="Most that the log takes, in MiB; the oldest rows go first.")] = 64,
     on_gap: Annotated[str, typer.Option(help="A gap too long to cross: error, or reset to a new stream.")] = "error",
+    on_late: Annotated[
+        str, typer.Option(help="A row before its stream's last: error, or replay the rows since in order of time.")
+    ] = "error",
     buckets: Annotated[
         str | None, typer.Option(help="Solver steps to choose among, with commas; one alone fixes them.")
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(help="Most streams that share a call where the output is a file; 1 is row by row.")
+    ] = LARGEST,
+    deadline: Annotated[float | None, typer.Option(help="Milliseconds a call may take; misses are counted.")] = None,
+    metrics: Annotated[
+        int | None, typer.Option(help="Serve counts for Prometheus on this port of the loopback address.")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write what each stream's solver did to this JSON file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the written files where they exist.")] = False,
@@ -55,68 +80,137 @@ def run(
     seen), err (estimated solver error in units of the tolerance), bucket (solver steps) and flagged (1 where err is
     above the bundle's safety factor although more steps and shorter pieces were tried). One line on standard error
     sums up what the solver did.
-    An empty cell is a missing value; a row of empty cells asks for a prediction. SIGINT and SIGTERM finish the row
-    and save the snapshot. A row that cannot be read ends the run: a file of output is then not written, standard
-    output keeps its rows and the snapshot their state.
+    An empty cell is a missing value; a row of empty cells asks for a prediction. SIGINT and SIGTERM finish the rows
+    that were read and save the snapshot. A row that cannot be read ends the run: a file of output is then not written,
+    standard output keeps its rows and the snapshot their state. Under systemd the run tells that it is alive.
     """
-    if on_gap not in GAP_POLICIES:
-        raise InputError(f"--on-gap is {on_gap!r}; choose one of {', '.join(GAP_POLICIES)}")
     chosen = None if buckets is None else whole_numbers("--buckets", buckets, "1,4")
+    how = _How(Policies(on_gap=on_gap, on_late=on_late), chosen, batch, Telemetry(deadline and deadline / 1e3))
     _refuse_paths(source, None if output == STDOUT else Path(output), resume, snapshot, report, force)
-    with load(bundle, backend=backend) as model, Stopper() as stopper:
-        streams = _Streams(model, resume, chosen, on_gap)
+    _refuse_log(record, resume)
+    with ExitStack() as stack:
+        model, stopper = stack.enter_context(load(bundle, backend=backend)), stack.enter_context(Stopper())
+        if metrics is not None:
+            stack.callback(serve(how.telemetry, metrics))
+        recorder = None if record is None else Recorder(record, record_mib * MIB)
+        if recorder is not None:
+            stack.callback(recorder.close)
+        fleet = _fleet(model, resume, how, recorder)
+        tally, watchdog = Tally(fleet), stack.enter_context(Watchdog())
         with _open_output(output, force) as file:
             try:
-                _stream_table(streams, source, file, stopper)
+                _stream_table(fleet, source, file, stopper, watchdog)
             except OdestreamError:
-                if snapshot is not None and streams.by_name and output == STDOUT:
-                    write_generation(snapshot, streams.save(source))  # its rows are out: their state is kept
+                if snapshot is not None and fleet.names and output == STDOUT:
+                    write_generation(snapshot, fleet.snapshot())  # its rows are out: their state is kept
                 raise
-            saved = b"" if snapshot is None else streams.save(source)
+            saved = b"" if snapshot is None else _saved(fleet, source)
         if snapshot is not None:
             write_generation(snapshot, saved)
-        streams.tell(report, force)
+        _tell(fleet, tally, report, force)
     if stopper.signal is not None:
         raise typer.Exit(128 + stopper.signal)
 
 
 @dataclass(frozen=True)
-class _Observation:
-    """One row of the input. where: its place for messages. cells: what the output repeats. t: None for tokens."""
+class _How:
+    """What the options say of streams."""
 
-    where: str
-    cells: list[str]
-    stream: str
-    x: NDArray[np.generic]
-    t: int | None
-    mask: NDArray[np.float32] | None
+    policies: Policies
+    buckets: list[int] | None
+    batch: int
+    telemetry: Telemetry
 
 
-class _Writer:
-    """Rows of the output; each is handed on at once, so that a pipe's reader sees it."""
+def _fleet(model: Model, resume: Path | None, how: _How, recorder: Recorder | None) -> Fleet:
+    """The fleet that the options ask for, with the streams that are resumed."""
+    fleet = Fleet(model, how.policies, buckets=how.buckets, largest=how.batch)
+    if resume is not None and resume.is_dir():
+        fleet = resume_log(model, resume)
+        if (fleet.policies, fleet.buckets) != (how.policies, how.buckets and tuple(how.buckets)):
+            raise LogError(
+                f"{resume} was recorded with {fleet.policies} and buckets {fleet.buckets}; resume it with the same"
+            )
+    elif resume is not None:
+        found = read_generation(resume)
+        if found.path != resume:
+            print(f"odestream: resuming from {found.origin}", file=sys.stderr)
+        fleet.restore(found.data, str(found.path))
+    if model.manifest.task.stream is None:
+        _name_alone(fleet, resume)
+    fleet.continue_with(recorder, how.telemetry)
+    return fleet
 
-    def __init__(self, file: TextIO, task: TaskSpec, table: Predictions) -> None:
-        self._file = file
-        self._csv = csv.writer(file, lineterminator="\n")
-        self._table = table
-        self._live = file is sys.stdout
-        named = [column for column in (task.time, task.stream) if column is not None]
-        self._header: list[str] | None = [*named, *table.columns, "err", "bucket", "flagged"]
 
-    def write(self, seen: _Observation, out: Output) -> None:
-        """One row, the header before the first."""
-        self.write_header()
-        err = "" if out.err is None else number(out.err)
-        bucket = "" if out.bucket is None else str(out.bucket)
-        self._csv.writerow([*seen.cells, *self._table.cells(out.y, seen.x), err, bucket, int(out.flagged)])
-        if self._live:
-            self._file.flush()
+def _name_alone(fleet: Fleet, resume: Path | None) -> None:
+    """A table without a stream column has one stream, whatever the snapshot calls it."""
+    if len(fleet.names) > 1:
+        raise SnapshotError(
+            f"{resume} holds {len(fleet.names)} streams, the table has no stream column; "
+            "resume a snapshot of one stream"
+        )
+    if fleet.names and fleet.names != [UNNAMED]:
+        fleet.rename(fleet.names[0], UNNAMED)
 
-    def write_header(self) -> None:
-        """The header, unless it was written."""
-        if self._header is not None:
-            self._csv.writerow(self._header)
-            self._header = None
+
+def _saved(fleet: Fleet, source: str) -> bytes:
+    """A snapshot of all streams."""
+    if not fleet.names:
+        raise InputError(f"{source}: no rows, so there is no stream to save; leave --snapshot out")
+    return fleet.snapshot()
+
+
+def _tell(fleet: Fleet, tally: Tally, report: Path | None, force: bool) -> None:
+    """Say on standard error what the solver did, where it can tell how well it did, and write the report."""
+    counts, manifest, telemetry = tally.counts(), fleet.model.manifest, fleet.telemetry
+    together = total(counts.values())
+    if together.steps and manifest.solver is not None and manifest.solver.error_estimate:
+        print(f"odestream: {sentence(together)}", file=sys.stderr)
+    if telemetry.deadline is not None:
+        limit = f"the deadline of {1e3 * telemetry.deadline:g} ms"
+        print(f"odestream: {telemetry.missed:,} of {telemetry.calls:,} calls missed {limit}", file=sys.stderr)
+    if report is not None:
+        streams = {name: as_json(counters) for name, counters in counts.items()}
+        about = {"bundle": manifest.name, "identity": manifest.identity, "backend": fleet.model.backend}
+        save_json(report, about | {"total": as_json(together), "streams": streams, "calls": telemetry.as_dict()}, force)
+
+
+def _stream_table(fleet: Fleet, source: str, file: TextIO, stopper: Stopper, watchdog: Watchdog) -> None:
+    """Run every row of the source through its stream."""
+    manifest = fleet.model.manifest
+    task = with_inputs(manifest)
+    y = manifest.spec.output("y")
+    writer = Writer(file, task, predictions(task, 0 if y is None else y.size))
+    window = 1 if file is sys.stdout or task.stream is None or fleet.largest == 1 else WINDOW
+    last = {name: state.tick for name, state in fleet.states().items() if state.tick is not None}
+    with open_source(source) as (name, stream), reading_progress(stream, "Streaming") as counted:
+        rows = table_rows(counted, name, manifest, task, last, fleet.policies.on_late == REPLAY)
+        for seen, answer in _answered(fleet, watchdog.watched(stopper.until_stopped(rows)), window):
+            if isinstance(answer, OdestreamError):
+                raise type(answer)(f"{seen.where}: {answer}") from answer
+            writer.write(seen, answer)
+    writer.write_header()
+
+
+def _answered(fleet: Fleet, rows: Iterator[TableRow], window: int) -> Iterator[tuple[TableRow, Answer]]:
+    """Rows with their answers, in order; of each window, all first rows of a stream share a call, then all second."""
+    while ahead := list(islice(rows, window)):
+        answers: dict[int, Answer] = {}
+        waiting: dict[str, deque[int]] = {}
+        for place, row in enumerate(ahead):
+            waiting.setdefault(row.stream, deque()).append(place)
+        while waiting:
+            places = [queue.popleft() for queue in waiting.values()]
+            waiting = {stream: queue for stream, queue in waiting.items() if queue}
+            answers |= zip(places, fleet.step([ahead[place].observation for place in places]), strict=True)
+        yield from ((row, answers[place]) for place, row in enumerate(ahead))
+
+
+def _refuse_log(record: Path | None, resume: Path | None) -> None:
+    """A log that lies there is continued by whoever says so, and not mixed with another one."""
+    continues = record is not None and resume is not None and record.resolve() == resume.resolve()
+    if record is not None and not continues and record.is_dir() and segment_paths(record):
+        raise PathError(f"{record} holds a log already; go on with it by --resume {record}, or choose another folder")
 
 
 def _refuse_paths(
@@ -133,109 +227,6 @@ def _refuse_paths(
     for path in (output, report):
         if path is not None and resume is not None and path.resolve() == resume.resolve():
             raise PathError(f"{path} is the snapshot that is resumed; write to another path")
-
-
-class _Streams:
-    """The streams of a run, new ones made as they appear. by_name: by the names that the table has for them."""
-
-    def __init__(self, model: Model, resume: Path | None, buckets: list[int] | None, on_gap: str) -> None:
-        self.model = model
-        self._buckets = buckets
-        self._on_gap = on_gap
-        model.stream(buckets).close()  # buckets that the bundle lacks are refused before any work is done
-        self.by_name = {} if resume is None else _restore(model, resume, buckets)
-        self._tally = Tally(self.by_name)
-
-    def step(self, seen: _Observation) -> Output:
-        """The stream's answer; a gap that it cannot cross ends it where the user says so."""
-        stream = self.by_name.get(seen.stream) or self._begin(seen.stream)
-        try:
-            return stream.step(seen.x, seen.t, seen.mask)
-        except GapError:
-            if self._on_gap != RESET:
-                raise
-        self._tally.end(seen.stream, stream)
-        return self._begin(seen.stream).step(seen.x, seen.t, seen.mask)
-
-    def save(self, source: str) -> bytes:
-        """A snapshot of all streams."""
-        if not self.by_name:
-            raise InputError(f"{source}: no rows, so there is no stream to save; leave --snapshot out")
-        return self.model.snapshot_streams(self.by_name)
-
-    def tell(self, report: Path | None, force: bool) -> None:
-        """Say on standard error what the solver did, where it can tell how well it did, and write the report."""
-        counts, manifest = self._tally.of(self.by_name), self.model.manifest
-        together = total(counts.values())
-        if together.steps and manifest.solver is not None and manifest.solver.error_estimate:
-            print(f"odestream: {sentence(together)}; on {self.model.backend}", file=sys.stderr)
-        if report is not None:
-            streams = {name: as_json(counters) for name, counters in counts.items()}
-            about = {"bundle": manifest.name, "identity": manifest.identity}
-            engine = {"backend": self.model.backend, "why": self.model.why}
-            save_json(report, about | engine | {"total": as_json(together), "streams": streams}, force)
-
-    def _begin(self, name: str) -> Stream:
-        self.by_name[name] = stream = self.model.stream(self._buckets)
-        return stream
-
-
-def _restore(model: Model, path: Path, buckets: list[int] | None) -> dict[str, Stream]:
-    """The snapshot's streams by the names that the table has for them."""
-    found = read_generation(path)
-    if found.path != path:
-        print(f"odestream: resuming from {found.origin}", file=sys.stderr)
-    streams = model.restore_streams(found.data, str(found.path), buckets)
-    if model.manifest.task.stream is not None:
-        return streams
-    if len(streams) > 1:
-        raise SnapshotError(
-            f"{path} holds {len(streams)} streams, the table has no stream column; resume a snapshot of one stream"
-        )
-    return dict(zip([UNNAMED], streams.values(), strict=True))
-
-
-def _stream_table(streams: _Streams, source: str, file: TextIO, stopper: Stopper) -> None:
-    """Run every row of the source through its stream."""
-    manifest = streams.model.manifest
-    task = _with_inputs(manifest)
-    y = manifest.spec.output("y")
-    writer = _Writer(file, task, predictions(task, 0 if y is None else y.size))
-    with open_source(source) as (name, stream), reading_progress(stream, "Streaming") as counted:
-        for seen in stopper.until_stopped(_observations(counted, name, manifest, task, streams.by_name)):
-            try:
-                out = streams.step(seen)
-            except OdestreamError as error:
-                raise _placed(error, seen.where) from error
-            writer.write(seen, out)
-    writer.write_header()
-
-
-def _observations(
-    source: BinaryIO, name: str, manifest: Manifest, task: TaskSpec, streams: dict[str, Stream]
-) -> Iterator[_Observation]:
-    if task.kind == "tokens":
-        for i, byte in enumerate(read_bytes(source)):
-            yield _Observation(f"{name} byte {i}", [], "", np.array(byte, np.int64), None, None)
-        return
-    last = {key: stream.last_tick for key, stream in streams.items() if stream.last_tick is not None}
-    for row in read_rows(source, task, manifest.time, last, name=name):
-        cells = [row.time] * (task.time is not None) + [row.stream] * (task.stream is not None)
-        mask = None if row.mask.all() else row.mask
-        yield _Observation(f"{name} line {row.line}", cells, row.stream, row.x, row.ticks, mask)
-
-
-def _with_inputs(manifest: Manifest) -> TaskSpec:
-    """The task; a step exported without column names reads `x0`, `x1`, …"""
-    x = manifest.spec.input("x")
-    if manifest.task.inputs or manifest.task.kind == "tokens" or x is None:
-        return manifest.task
-    return msgspec.structs.replace(manifest.task, inputs=tuple(f"x{i}" for i in range(x.size)))
-
-
-def _placed(error: OdestreamError, where: str) -> OdestreamError:
-    """The same error, saying where it came up."""
-    return type(error)(f"{where}: {error}")
 
 
 @contextmanager

@@ -8,30 +8,24 @@ from typing import Any
 import msgspec
 
 from odestream.runtime.contract.checks import NO_SOLVER
+from odestream.runtime.fleet import Fleet
 from odestream.runtime.records import Counters
-from odestream.runtime.session import Stream
 
 
 class Tally:
     """Counts from now on: a restored stream brings those of earlier runs, and a stream may be replaced by a new one."""
 
-    def __init__(self, streams: Mapping[str, Stream]) -> None:
-        self._earlier = {name: stream.counters for name, stream in streams.items()}
-        self._ended: dict[str, Counters] = {}
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._earlier = {name: state.counters for name, state in fleet.states().items()}
 
-    def end(self, name: str, stream: Stream) -> None:
-        """Keep the counts of a stream whose name another one takes over."""
-        self._ended[name] = self._since(name, stream)
-        self._earlier.pop(name, None)
-
-    def of(self, streams: Mapping[str, Stream]) -> dict[str, Counters]:
+    def counts(self) -> dict[str, Counters]:
         """Name → what it did, of every stream that did anything."""
-        counts = {name: self._since(name, stream) for name, stream in streams.items()}
+        found = {name: [state.counters] for name, state in self._fleet.states().items()}
+        for name, counters in self._fleet.ended:
+            found[name].append(counters)
+        counts = {name: total(each, less=self._earlier.get(name)) for name, each in found.items()}
         return {name: counters for name, counters in counts.items() if counters.steps}
-
-    def _since(self, name: str, stream: Stream) -> Counters:
-        counters = total([self._ended[name], stream.counters] if name in self._ended else [stream.counters])
-        return total([counters], less=self._earlier.get(name))
 
 
 def total(counts: Iterable[Counters], less: Counters | None = None) -> Counters:

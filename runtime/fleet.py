@@ -1,0 +1,254 @@
+"""Named streams of one model: made when their name first comes, stepped together, put away when idle, kept in a log.
+
+A fleet depends on nothing but the calls it gets: the same model, policies and calls give the same states and answers,
+bit for bit. That is what an input log replays. It is for one thread; a `Pool` serves many.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from odestream.runtime.batch import LARGEST, Batcher
+from odestream.runtime.errors import GapError, InputError, OdestreamError
+from odestream.runtime.generations import read_generation
+from odestream.runtime.member import Member, Observation
+from odestream.runtime.model import Model
+from odestream.runtime.policies import RESET, Policies
+from odestream.runtime.records import Counters, Output, StreamState
+from odestream.runtime.shelf import Shelf
+from odestream.runtime.snapshot import decode_snapshot, encode_snapshot
+from odestream.runtime.telemetry import Telemetry
+
+Answer = Output | OdestreamError
+
+
+class CallLog(Protocol):
+    """What a fleet tells of its calls; see `Recorder`."""
+
+    def begin(self, fleet: Fleet) -> None:
+        """The fleet's streams are other ones from here on."""
+
+    def record(self, fleet: Fleet, rows: Sequence[Observation], answers: Sequence[Answer]) -> None:
+        """A call and what came of it."""
+
+    def evicted(self, names: Sequence[str]) -> None:
+        """Streams were put away."""
+
+    def close(self) -> None:
+        """There are no more calls."""
+
+
+class Fleet:
+    """Named streams of one model; not for two threads at once.
+
+    policies: what to do with inputs that a stream refuses. buckets: see `Model.stream`. largest: see `Batcher`. shelf:
+    where idle streams are put, in memory unless given. recorder: a log of every call. telemetry: counts what is done.
+    ended: name and counters of streams whose place a new one took (`on_gap`).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        policies: Policies | None = None,
+        *,
+        buckets: Sequence[int] | None = None,
+        largest: int = LARGEST,
+        shelf: Shelf | None = None,
+        recorder: CallLog | None = None,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        self.model = model
+        self.policies = policies or Policies()
+        self.buckets = None if buckets is None else tuple(buckets)
+        self.largest = largest
+        self.telemetry = telemetry or Telemetry()
+        self.ended: list[tuple[str, Counters]] = []
+        self._batcher = Batcher(model, largest)
+        self._members: dict[str, Member] = {}
+        self._shelf = shelf or Shelf()
+        self._begin().stream.close()  # buckets that the bundle lacks are refused before any work is done
+        self._recorder = recorder
+        self._begin_log()
+
+    def step(self, rows: Sequence[Observation]) -> list[Answer]:
+        """One observation for each of several streams; each row's answer is its stream's, or its error.
+
+        A row that fails changes nothing, not even the list of streams. InputError, before any row, for a stream that
+        is named twice.
+        """
+        if len({row.stream for row in rows}) != len(rows):
+            raise InputError("streams: one is named twice; step it once now and again in the next call")
+        start = time.perf_counter()
+        members: list[Member | OdestreamError] = [self._find(row.stream) for row in rows]
+        answers = self._answers(rows, members)
+        if self._recorder is not None:
+            self._recorder.record(self, rows, answers)
+        self.telemetry.count(time.perf_counter() - start, rows, answers)
+        return answers
+
+    def predict(self, name: str, t: int) -> Output:
+        """What the model expects of a stream at a later time; the stream is unchanged, a new one is not kept."""
+        return self._member(name).stream.predict(t)
+
+    @property
+    def names(self) -> list[str]:
+        """The streams, by the order in which they began or came back; those put away come last."""
+        return [*self._members, *self._shelf.names]
+
+    def state(self, name: str) -> StreamState | None:
+        """A copy of what a stream is, None where there is no such stream."""
+        member = self._members.get(name)
+        if member is not None:
+            return member.save()
+        return self._shelved(name) if name in self._shelf else None
+
+    def states(self) -> dict[str, StreamState]:
+        """Name → a copy of what the stream is, of those put away too."""
+        states = {name: member.save() for name, member in self._members.items()}
+        return states | {name: self._shelved(name) for name in self._shelf.names}
+
+    def snapshot(self) -> bytes:
+        """All streams; SnapshotError where there are none."""
+        return encode_snapshot(self.model.manifest, self.states())
+
+    def restore(self, snapshot: bytes | Path, where: str = "snapshot") -> str:
+        """Take over the streams of a snapshot, in the place of those of the same name; its origin (`Stream.origin`).
+
+        Raises SnapshotError as `Model.restore_streams` does, and the fleet is then as it was.
+        """
+        data, origin = snapshot, f"{where}, given as bytes"
+        if isinstance(data, Path):
+            found = read_generation(data)
+            data, where, origin = found.data, str(found.path), found.origin
+        states = decode_snapshot(data, self.model.manifest, where)
+        members = {name: self._begin(state, origin) for name, state in states.items()}
+        for name in members:
+            self._shelf.discard(name)
+        self._members |= members
+        self._begin_log()
+        return origin
+
+    def forget(self) -> None:
+        """End all streams, also those put away."""
+        for member in self._members.values():
+            member.stream.close()
+        for name in self._shelf.names:
+            self._shelf.discard(name)
+        self._members = {}
+        self._begin_log()
+
+    def rename(self, name: str, to: str) -> None:
+        """Give a stream another name, in the place of one that has it."""
+        self._members[to] = self._members.pop(name)
+        self._begin_log()
+
+    def continue_with(self, recorder: CallLog | None, telemetry: Telemetry | None = None) -> None:
+        """Log and count from here on in other places."""
+        self._recorder = recorder
+        self.telemetry = telemetry or Telemetry()
+        self._begin_log()
+
+    def evict(self, names: Iterable[str]) -> None:
+        """Put streams away: their buffers are freed, their state stays on the shelf, their next row brings them back.
+
+        A stream that was put away has no history, so that rows from before are too late.
+        """
+        chosen = list(names)
+        for name in chosen:
+            member = self._members[name]
+            self._shelf.put(name, encode_snapshot(self.model.manifest, {name: member.save()}))
+            del self._members[name]
+            member.stream.close()
+        if self._recorder is not None and chosen:
+            self._recorder.evicted(chosen)
+
+    def evict_idle(self, seconds: float) -> list[str]:
+        """Put away the streams that had no row for that long; their names."""
+        before = time.monotonic() - seconds
+        idle = [name for name, member in self._members.items() if member.used < before]
+        self.evict(idle)
+        return idle
+
+    def close(self) -> None:
+        """End all streams, and the log."""
+        for member in self._members.values():
+            member.stream.close()
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def _begin_log(self) -> None:
+        if self._recorder is not None:
+            self._recorder.begin(self)
+
+    def _answers(self, rows: Sequence[Observation], members: Sequence[Member | OdestreamError]) -> list[Answer]:
+        answers: list[Answer | None] = [None] * len(rows)
+        together: list[tuple[int, Member]] = []
+        for place, (row, member) in enumerate(zip(rows, members, strict=True)):
+            if isinstance(member, OdestreamError):
+                answers[place] = member
+            elif member.is_late(row.t):
+                answers[place] = _attempt(member.insert, row)
+            else:
+                together.append((place, member))
+        for (place, member), answer in zip(together, self._together(rows, together), strict=True):
+            answers[place] = self._settle(rows[place], member, answer)
+        return [answer for answer in answers if answer is not None]
+
+    def _together(self, rows: Sequence[Observation], members: Sequence[tuple[int, Member]]) -> list[Answer]:
+        """Step rows by the batch; a row that is alone as by itself."""
+        if len(members) == 1:
+            place, member = members[0]
+            return [_attempt(member.step, rows[place])]
+        filled = [member.fill(rows[place]) for place, member in members]
+        x, mask = [each[0] for each in filled], [each[1] for each in filled]
+        ticks = [rows[place].t for place, _ in members]
+        answers = self._batcher.step([member.stream for _, member in members], x, ticks, mask)  # type: ignore[arg-type]
+        for (place, member), answer, each in zip(members, answers, filled, strict=True):
+            if isinstance(answer, Output):
+                member.accepted(rows[place], *each)
+        return answers
+
+    def _settle(self, row: Observation, member: Member, answer: Answer) -> Answer:
+        """Begin a new stream after a gap where that was asked for; keep a new stream that has taken its first row."""
+        if isinstance(answer, GapError) and self.policies.on_gap == RESET:
+            ended, member = member, self._begin()
+            answer = _attempt(member.step, row)
+            if isinstance(answer, Output):
+                self.ended.append((row.stream, ended.stream.counters))
+                ended.stream.close()
+        if isinstance(answer, Output):
+            self._members[row.stream] = member
+        return answer
+
+    def _find(self, name: str) -> Member | OdestreamError:
+        try:
+            return self._member(name)
+        except OdestreamError as error:
+            return error
+
+    def _member(self, name: str) -> Member:
+        """The stream of that name, brought back where it was put away; a new one is not kept yet."""
+        member = self._members.get(name)
+        if member is not None:
+            return member
+        if name not in self._shelf:
+            return self._begin()
+        self._members[name] = member = self._begin(self._shelved(name), "put away while idle")
+        self._shelf.discard(name)
+        return member
+
+    def _begin(self, state: StreamState | None = None, origin: str = "new") -> Member:
+        return Member(self.model, self.policies, self.buckets, state, origin)
+
+    def _shelved(self, name: str) -> StreamState:
+        return decode_snapshot(self._shelf.get(name), self.model.manifest, f"stream {name!r}, put away")[name]
+
+
+def _attempt(step: Callable[[Observation], Output], row: Observation) -> Answer:
+    try:
+        return step(row)
+    except OdestreamError as error:
+        return error

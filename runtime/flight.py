@@ -1,0 +1,167 @@
+"""What a log is for: going on where a process was killed, seeing a moment again, giving a new model a memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+
+from odestream.runtime.contract.manifest import TimeSpec
+from odestream.runtime.errors import LogError, OdestreamError
+from odestream.runtime.fleet import Answer, Fleet
+from odestream.runtime.inputlog import Call, Eviction, LoggedRow, Segment, answer_digest
+from odestream.runtime.member import Observation
+from odestream.runtime.model import Model
+from odestream.runtime.policies import REPLAY, RESET
+from odestream.runtime.recorder import Recorder, observed, read_segments
+from odestream.runtime.records import Output, StreamState
+from odestream.runtime.telemetry import Telemetry
+
+
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """A row that was run again. same: whether the answer is the recorded one, bit for bit."""
+
+    row: Observation
+    answer: Answer
+    same: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """A row of a log that was run again, and the stream before and after it."""
+
+    replayed: Replayed
+    before: StreamState | None
+    after: StreamState
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a rebuilt stream could not take: how many of its rows, and why the first."""
+
+    rows: int
+    first: OdestreamError
+
+
+def resume(model: Model, folder: Path, recorder: Recorder | None = None, telemetry: Telemetry | None = None) -> Fleet:
+    """The fleet of a log as it was after the last call that the log holds.
+
+    recorder: goes on with the log from here. telemetry: counts from here. LogError where the log is another model's.
+    """
+    segments = read_segments(folder)
+    newest = segments[-1]
+    _check_model(model, newest)
+    head = newest.head
+    fleet = Fleet(model, head.policies, buckets=head.buckets, largest=head.largest)
+    for _ in replay(fleet, _with_history(segments, len(segments) - 1)):
+        pass
+    fleet.continue_with(recorder, telemetry)
+    return fleet
+
+
+def replay(fleet: Fleet, segments: Sequence[Segment]) -> Iterator[Replayed]:
+    """Run the calls of segments again; their rows as they come. Each segment begins with the streams that it holds."""
+    for segment in segments:
+        _align(fleet, segment)
+        for event in segment.events:
+            yield from _again(fleet, event)
+
+
+def moment(model: Model, folder: Path, stream: str, tick: int) -> Moment:
+    """The last row of `stream` in the log whose time is not after `tick`, run again as it was run then.
+
+    LogError where the log holds no such row, or is another model's.
+    """
+    segments = read_segments(folder)
+    found = _latest(segments, stream, tick)
+    if found is None:
+        raise LogError(f"{folder}: no row of stream {stream!r} at or before t = {tick}; ask for one that it holds")
+    place, wanted = found
+    _check_model(model, segments[place])
+    head = segments[place].head
+    fleet = Fleet(model, head.policies, buckets=head.buckets, largest=head.largest)
+    for segment in _with_history(segments, place):
+        _align(fleet, segment)
+        for event in segment.events:
+            before = fleet.state(stream)
+            for replayed, row in zip(_again(fleet, event), event, strict=False):
+                after = fleet.state(stream)
+                if row is wanted and after is not None:
+                    return Moment(replayed, before, after)
+    raise LogError(f"{folder}: the row at t = {tick} gave no answer when it was run; ask for another one")
+
+
+def rebuild(model: Model, folder: Path) -> tuple[Fleet, dict[str, Refusal]]:
+    """Streams of a model that may be another one, from the inputs of a log: each from new, its rows in order of time.
+
+    So a memory outlives a model update, as far back as the log reaches. Gaps that the model cannot cross begin a stream
+    anew. What it refuses is left out and returned, by stream. LogError where its inputs or its ticks are others.
+    """
+    segments = read_segments(folder)
+    head = segments[-1].head
+    if observed(model.manifest) != head.x or _ticks(model.manifest.time) != _ticks(head.time):
+        raise LogError(f"{folder}: its rows are not those of {model.manifest.name}; rebuild a model of the same inputs")
+    rows: dict[str, list[Observation]] = {}
+    for segment in segments:
+        for logged in (row for event in segment.events if isinstance(event, tuple) for row in event):
+            rows.setdefault(logged.observation.stream, []).append(logged.observation)
+    fleet = Fleet(model, replace(head.policies, on_gap=RESET), buckets=head.buckets, largest=head.largest)
+    refused: dict[str, Refusal] = {}
+    waiting = [sorted(each, key=lambda row: row.t or 0) for each in rows.values()]
+    for call in zip_longest(*waiting):
+        together = [row for row in call if row is not None]
+        for row, answer in zip(together, fleet.step(together), strict=True):
+            if not isinstance(answer, Output):
+                known = refused.get(row.stream)
+                refused[row.stream] = Refusal(1, answer) if known is None else replace(known, rows=known.rows + 1)
+    return fleet, refused
+
+
+def _with_history(segments: Sequence[Segment], place: int) -> Sequence[Segment]:
+    """The segment at `place`, after the one before it where late rows may reach back into that."""
+    reaches_back = place > 0 and segments[place].head.policies.on_late == REPLAY
+    return segments[place - reaches_back : place + 1]
+
+
+def _align(fleet: Fleet, segment: Segment) -> None:
+    """Have the streams that the segment begins with; those that are the same keep their history."""
+    if segment.snapshot != (fleet.snapshot() if fleet.names else b""):
+        fleet.forget()
+        if segment.snapshot:
+            fleet.restore(segment.snapshot, str(segment.path))
+
+
+def _again(fleet: Fleet, event: Call | Eviction) -> Iterator[Replayed]:
+    if isinstance(event, list):
+        fleet.evict(event)
+        return
+    answers = fleet.step([row.observation for row in event])
+    for row, answer in zip(event, answers, strict=True):
+        yield Replayed(row.observation, answer, answer_digest(answer) == row.digest)
+
+
+def _latest(segments: Sequence[Segment], stream: str, tick: int) -> tuple[int, LoggedRow] | None:
+    """The segment and the row with the latest time up to `tick`; of equal ones, the last to come."""
+    found: tuple[int, LoggedRow] | None = None
+    latest: int | None = None
+    for place, segment in enumerate(segments):
+        for row in (row for event in segment.events if isinstance(event, tuple) for row in event):
+            t = row.observation.t
+            if row.observation.stream == stream and t is not None and t <= tick and (latest is None or t >= latest):
+                found, latest = (place, row), t
+    return found
+
+
+def _check_model(model: Model, segment: Segment) -> None:
+    if segment.head.identity != model.manifest.identity:
+        raise LogError(
+            f"{segment.path}: recorded with model {segment.head.identity[:12]} ({segment.head.name}), this bundle is "
+            f"{model.manifest.identity[:12]}; give the one that it was recorded with"
+        )
+
+
+def _ticks(time: TimeSpec) -> tuple[object, ...]:
+    """What makes two clocks count alike."""
+    return time.kind, time.unit, time.ticks_per_column_unit, time.tick_seconds
