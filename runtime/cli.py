@@ -31,6 +31,7 @@ SUMMARIES = {
     "export": ("Export a trained model, or any step module, to a bundle.", "train"),
     "verify": ("Check that a bundle still computes what it was exported to compute.", None),
     "run": ("Stream a table through a bundle and write its predictions.", None),
+    "replay": ("Run a recorded log again: a moment, all of it, or into a new model.", None),
     "bench": ("Measure a bundle's latency on this machine.", "bench"),
     "inspect": ("Show what is in a bundle or a snapshot.", None),
     "doctor": ("Show what is installed and what each backend needs.", None),

@@ -30,11 +30,15 @@ class Replayed:
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """A row of a log that was run again, and the stream before and after it."""
+    """A row of a log that was run again.
+
+    before: its stream, None where the row began it. tick: the row's time. buckets: see `Model.stream`.
+    """
 
     replayed: Replayed
     before: StreamState | None
-    after: StreamState
+    tick: int
+    buckets: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def resume(model: Model, folder: Path, recorder: Recorder | None = None, telemet
     """
     segments = read_segments(folder)
     newest = segments[-1]
-    _check_model(model, newest)
+    check_model(model, newest)
     head = newest.head
     fleet = Fleet(model, head.policies, buckets=head.buckets, largest=head.largest)
     for _ in replay(fleet, _with_history(segments, len(segments) - 1)):
@@ -79,18 +83,17 @@ def moment(model: Model, folder: Path, stream: str, tick: int) -> Moment:
     if found is None:
         raise LogError(f"{folder}: no row of stream {stream!r} at or before t = {tick}; ask for one that it holds")
     place, wanted = found
-    _check_model(model, segments[place])
+    check_model(model, segments[place])
     head = segments[place].head
     fleet = Fleet(model, head.policies, buckets=head.buckets, largest=head.largest)
     for segment in _with_history(segments, place):
         _align(fleet, segment)
         for event in segment.events:
             before = fleet.state(stream)
-            for replayed, row in zip(_again(fleet, event), event, strict=False):
-                after = fleet.state(stream)
-                if row is wanted and after is not None:
-                    return Moment(replayed, before, after)
-    raise LogError(f"{folder}: the row at t = {tick} gave no answer when it was run; ask for another one")
+            for replayed in _again(fleet, event):
+                if replayed.row is wanted.observation:
+                    return Moment(replayed, before, wanted.observation.t or 0, head.buckets)
+    raise LogError(f"{segments[place].path}: changed while it was read; run it again")
 
 
 def rebuild(model: Model, folder: Path) -> tuple[Fleet, dict[str, Refusal]]:
@@ -117,6 +120,15 @@ def rebuild(model: Model, folder: Path) -> tuple[Fleet, dict[str, Refusal]]:
                 known = refused.get(row.stream)
                 refused[row.stream] = Refusal(1, answer) if known is None else replace(known, rows=known.rows + 1)
     return fleet, refused
+
+
+def check_model(model: Model, segment: Segment) -> None:
+    """LogError where the segment was recorded with another model."""
+    if segment.head.identity != model.manifest.identity:
+        raise LogError(
+            f"{segment.path}: recorded with model {segment.head.identity[:12]} ({segment.head.name}), this bundle is "
+            f"{model.manifest.identity[:12]}; give the one that it was recorded with"
+        )
 
 
 def _with_history(segments: Sequence[Segment], place: int) -> Sequence[Segment]:
@@ -152,14 +164,6 @@ def _latest(segments: Sequence[Segment], stream: str, tick: int) -> tuple[int, L
             if row.observation.stream == stream and t is not None and t <= tick and (latest is None or t >= latest):
                 found, latest = (place, row), t
     return found
-
-
-def _check_model(model: Model, segment: Segment) -> None:
-    if segment.head.identity != model.manifest.identity:
-        raise LogError(
-            f"{segment.path}: recorded with model {segment.head.identity[:12]} ({segment.head.name}), this bundle is "
-            f"{model.manifest.identity[:12]}; give the one that it was recorded with"
-        )
 
 
 def _ticks(time: TimeSpec) -> tuple[object, ...]:

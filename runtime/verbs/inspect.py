@@ -17,7 +17,7 @@ from odestream.runtime.model import load
 from odestream.runtime.snapshot import read_contents, read_snapshot
 from odestream.runtime.timestamps import format_time
 from odestream.runtime.verbs.console import print_json, show_table, size_text
-from odestream.runtime.verbs.memories import describe_members
+from odestream.runtime.verbs.memories import describe_members, show_members
 from odestream.runtime.verbs.tally import histogram
 
 _SHORT = 12  # characters of a hash that tell two apart
@@ -209,24 +209,10 @@ def _inspect_snapshot(path: Path, as_json: bool) -> None:
     ]
     show_table("Streams", columns, rows, numbers=columns[2:6])
     for stream in streams[:_SHOWN_STREAMS]:
-        _show_members(stream)
+        show_members(f"State of {stream['name'] or 'the stream'}", stream["members"])
     if len(streams) > _SHOWN_STREAMS:
         print(f"The states of {len(streams) - _SHOWN_STREAMS} more streams are in the output of --json.")
 
 
-def _show_members(stream: dict[str, Any]) -> None:
-    columns = ("member", "shape", "min", "max", "norm", "holds")
-    rows = [
-        (
-            m["name"],
-            _shape(m["shape"], batch=False),
-            *(f"{m[key]:.4g}" for key in ("min", "max", "norm")),
-            m["holds"],
-        )
-        for m in stream["members"]
-    ]
-    show_table(f"State of {stream['name'] or 'the stream'}", columns, rows, numbers=("min", "max", "norm"))
-
-
-def _shape(shape: Sequence[int], batch: bool = True) -> str:
-    return "[" + ", ".join((["B"] if batch else []) + [str(n) for n in shape]) + "]"
+def _shape(shape: Sequence[int]) -> str:
+    return "[" + ", ".join(["B", *map(str, shape)]) + "]"

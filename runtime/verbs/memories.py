@@ -7,11 +7,13 @@ matrix with one head for each place of its first axis. Other members are describ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from odestream.runtime.verbs.console import show_table
 
 Member = NDArray[np.generic]
 Members = Mapping[str, Member]
@@ -30,6 +32,16 @@ def describe_members(members: Members) -> list[dict[str, Any]]:
         }
         for name, value in sorted(members.items())
     ]
+
+
+def show_members(title: str, members: Iterable[Mapping[str, Any]]) -> None:
+    """Print what `describe_members` found."""
+    columns = ("member", "shape", "min", "max", "norm", "holds")
+    rows = [
+        (m["name"], str(list(m["shape"])), *(f"{m[key]:.4g}" for key in ("min", "max", "norm")), m["holds"])
+        for m in members
+    ]
+    show_table(title, columns, rows, numbers=("min", "max", "norm"))
 
 
 def _filled(name: str, members: Members) -> str:
