@@ -1,5 +1,3 @@
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,9 +10,16 @@ import pytest
 from odestream.runtime import BundleError, IntegrityError, OdestreamError, PathError
 from odestream.runtime.bundle import read_bundle
 from odestream.runtime.contract.manifest import MANIFEST_NAME
+from tests.helpers.spoiling import (
+    GRAPH,
+    change_manifest,
+    make_directory,
+    make_fifo,
+    make_link,
+    rename_graph,
+    replace_file,
+)
 from tests.helpers.tiny_bundle import Tiny
-
-GRAPH = "step.n1.onnx"
 
 
 @pytest.fixture
@@ -23,19 +28,6 @@ def copy(tiny_path: Path, tmp_path: Path) -> Path:
     target = tmp_path / "bundle"
     shutil.copytree(tiny_path, target)
     return target
-
-
-def change_manifest(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    manifest = json.loads((path / MANIFEST_NAME).read_bytes())
-    change(manifest)
-    (path / MANIFEST_NAME).write_text(json.dumps(manifest))
-
-
-def replace_file(path: Path, name: str, data: bytes) -> None:
-    """Change a file and its entry in the manifest."""
-    (path / name).write_bytes(data)
-    entry = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    change_manifest(path, lambda manifest: manifest["files"].update({name: entry}))
 
 
 def test_a_bundle_holds_the_bytes_of_its_files_and_views_of_its_weights(tiny_path: Path) -> None:
@@ -64,31 +56,6 @@ def test_every_flipped_bit_of_every_file_is_refused_before_a_parser(copy: Path) 
     read_bundle(copy)
 
 
-def make_link(path: Path) -> None:
-    shutil.move(path / GRAPH, path.parent / "elsewhere")
-    (path / GRAPH).symlink_to(path.parent / "elsewhere")
-
-
-def make_fifo(path: Path) -> None:
-    (path / GRAPH).unlink()
-    os.mkfifo(path / GRAPH)
-
-
-def make_directory(path: Path) -> None:
-    (path / GRAPH).unlink()
-    (path / GRAPH).mkdir()
-
-
-def rename(to: str) -> Callable[[Path], None]:
-    """List a graph under another name."""
-
-    def change(manifest: dict[str, Any]) -> None:
-        manifest["files"][to] = manifest["files"].pop(GRAPH)
-        manifest["graphs"]["1"] = to
-
-    return lambda path: change_manifest(path, change)
-
-
 DISK_FAULTS: list[tuple[str, Callable[[Path], Any], type[OdestreamError], str]] = [
     ("no manifest", lambda p: (p / MANIFEST_NAME).unlink(), BundleError, "no manifest.json"),
     ("no JSON", lambda p: (p / MANIFEST_NAME).write_bytes(b"\xff{"), BundleError, "not a manifest"),
@@ -108,14 +75,14 @@ DISK_FAULTS: list[tuple[str, Callable[[Path], Any], type[OdestreamError], str]] 
     ("hardlink", lambda p: os.link(p / GRAPH, p.parent / "other"), PathError, "has 2 hard links"),
     ("fifo", make_fifo, PathError, "is no regular file"),
     ("directory", make_directory, PathError, "is no regular file"),
-    ("parent", rename("../x"), PathError, "not a plain file name"),
-    ("deep parent", rename("a/../../x"), PathError, "not a plain file name"),
-    ("absolute", rename("/etc/passwd"), PathError, "not a plain file name"),
-    ("backslash", rename("a\\b"), PathError, "not a plain file name"),
-    ("NUL", rename("a\0b"), PathError, "not a plain file name"),
-    ("dots", rename(".."), PathError, "not a plain file name"),
-    ("no name", rename(""), PathError, "not a plain file name"),
-    ("long", rename("x" * 256), PathError, "not a plain file name"),
+    ("parent", rename_graph("../x"), PathError, "not a plain file name"),
+    ("deep parent", rename_graph("a/../../x"), PathError, "not a plain file name"),
+    ("absolute", rename_graph("/etc/passwd"), PathError, "not a plain file name"),
+    ("backslash", rename_graph("a\\b"), PathError, "not a plain file name"),
+    ("NUL", rename_graph("a\0b"), PathError, "not a plain file name"),
+    ("dots", rename_graph(".."), PathError, "not a plain file name"),
+    ("no name", rename_graph(""), PathError, "not a plain file name"),
+    ("long", rename_graph("x" * 256), PathError, "not a plain file name"),
     ("case", lambda p: replace_file(p, GRAPH.upper(), b""), PathError, "differ in case alone"),
 ]
 
