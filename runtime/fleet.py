@@ -96,7 +96,12 @@ class Fleet:
     @property
     def names(self) -> list[str]:
         """The streams, by the order in which they began or came back; those put away come last."""
-        return [*self._members, *self._shelf.names]
+        return [*self.awake, *self._shelf.names]
+
+    @property
+    def awake(self) -> list[str]:
+        """The streams that are not put away."""
+        return list(self._members)
 
     def state(self, name: str) -> StreamState | None:
         """A copy of what a stream is, None where there is no such stream."""
@@ -212,7 +217,7 @@ class Fleet:
         return answers
 
     def _settle(self, row: Observation, member: Member, answer: Answer) -> Answer:
-        """Begin a new stream after a gap where that was asked for; keep a new stream that has taken its first row."""
+        """Begin a new stream after a gap where that was asked for; keep the stream that has taken the row."""
         if isinstance(answer, GapError) and self.policies.on_gap == RESET:
             ended, member = member, self._begin()
             answer = _attempt(member.step, row)
@@ -221,6 +226,7 @@ class Fleet:
                 ended.stream.close()
         if isinstance(answer, Output):
             self._members[row.stream] = member
+            self._shelf.discard(row.stream)
         return answer
 
     def _find(self, name: str) -> Member | OdestreamError:
@@ -230,15 +236,13 @@ class Fleet:
             return error
 
     def _member(self, name: str) -> Member:
-        """The stream of that name, brought back where it was put away; a new one is not kept yet."""
+        """The stream of that name; one that is new or was put away is kept only once it has taken a row."""
         member = self._members.get(name)
         if member is not None:
             return member
-        if name not in self._shelf:
-            return self._begin()
-        self._members[name] = member = self._begin(self._shelved(name), "put away while idle")
-        self._shelf.discard(name)
-        return member
+        if name in self._shelf:
+            return self._begin(self._shelved(name), "put away while idle")
+        return self._begin()
 
     def _begin(self, state: StreamState | None = None, origin: str = "new") -> Member:
         return Member(self.model, self.policies, self.buckets, state, origin)

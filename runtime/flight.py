@@ -16,6 +16,7 @@ from odestream.runtime.model import Model
 from odestream.runtime.policies import REPLAY, RESET
 from odestream.runtime.recorder import Recorder, observed, read_segments
 from odestream.runtime.records import Output, StreamState
+from odestream.runtime.snapshot import decode_snapshot
 from odestream.runtime.telemetry import Telemetry
 
 
@@ -32,11 +33,13 @@ class Replayed:
 class Moment:
     """A row of a log that was run again.
 
-    before: its stream, None where the row began it. tick: the row's time. buckets: see `Model.stream`.
+    before: its stream, None where the row began it. earlier: the row before it, where the log holds one, and the stream
+    before that. tick: the row's time. buckets: see `Model.stream`.
     """
 
     replayed: Replayed
     before: StreamState | None
+    earlier: tuple[StreamState | None, Observation] | None
     tick: int
     buckets: tuple[int, ...] | None
 
@@ -86,13 +89,16 @@ def moment(model: Model, folder: Path, stream: str, tick: int) -> Moment:
     check_model(model, segments[place])
     head = segments[place].head
     fleet = Fleet(model, head.policies, buckets=head.buckets, largest=head.largest)
+    earlier: tuple[StreamState | None, Observation] | None = None
     for segment in _with_history(segments, place):
         _align(fleet, segment)
         for event in segment.events:
             before = fleet.state(stream)
             for replayed in _again(fleet, event):
                 if replayed.row is wanted.observation:
-                    return Moment(replayed, before, wanted.observation.t or 0, head.buckets)
+                    return Moment(replayed, before, earlier, wanted.observation.t or 0, head.buckets)
+                if replayed.row.stream == stream and isinstance(replayed.answer, Output):
+                    earlier = before, replayed.row
     raise LogError(f"{segments[place].path}: changed while it was read; run it again")
 
 
@@ -123,11 +129,16 @@ def rebuild(model: Model, folder: Path) -> tuple[Fleet, dict[str, Refusal]]:
 
 
 def check_model(model: Model, segment: Segment) -> None:
-    """LogError where the segment was recorded with another model."""
+    """LogError where the segment was recorded with another model or clock."""
     if segment.head.identity != model.manifest.identity:
         raise LogError(
             f"{segment.path}: recorded with model {segment.head.identity[:12]} ({segment.head.name}), this bundle is "
             f"{model.manifest.identity[:12]}; give the one that it was recorded with"
+        )
+    if segment.head.time != model.manifest.time:
+        raise LogError(
+            f"{segment.path}: its ticks are {segment.head.time}, the bundle's are {model.manifest.time}; "
+            "give the one that it was recorded with"
         )
 
 
@@ -138,16 +149,26 @@ def _with_history(segments: Sequence[Segment], place: int) -> Sequence[Segment]:
 
 
 def _align(fleet: Fleet, segment: Segment) -> None:
-    """Have the streams that the segment begins with; those that are the same keep their history."""
-    if segment.snapshot != (fleet.snapshot() if fleet.names else b""):
+    """Have the streams that the segment begins with; where they are the same, they keep their history.
+
+    More history than the recording fleet had does no harm: the rows that were too late for it are not in the log.
+    """
+    where, manifest = str(segment.path), fleet.model.manifest
+    wanted = decode_snapshot(segment.snapshot, manifest, where) if segment.snapshot else {}
+    if {name: _facts(state) for name, state in wanted.items()} != {n: _facts(s) for n, s in fleet.states().items()}:
         fleet.forget()
-        if segment.snapshot:
-            fleet.restore(segment.snapshot, str(segment.path))
+        if wanted:
+            fleet.restore(segment.snapshot, where)
+
+
+def _facts(state: StreamState) -> tuple[object, ...]:
+    """All of a state in parts that can be compared."""
+    return state.arena.tobytes(), state.tick, state.counters, state.previous, state.held
 
 
 def _again(fleet: Fleet, event: Call | Eviction) -> Iterator[Replayed]:
     if isinstance(event, list):
-        fleet.evict(event)
+        fleet.evict(name for name in event if name in fleet.awake)
         return
     answers = fleet.step([row.observation for row in event])
     for row, answer in zip(event, answers, strict=True):

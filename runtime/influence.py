@@ -1,8 +1,9 @@
 """Which memories an answer read: each place is emptied in turn, and the answer compared with the one that was given.
 
-This asks the model itself and needs no second definition of how it reads. Places are told by the names that odestream's
-cell gives its members: strengths `ws` of the working and `es` of the episodic memory (0 is empty), heads of the
-long-term matrix `m`.
+This asks the model itself and needs no second definition of how it reads. A forecast is made before its row is seen, so
+what it knows of the memories was read with the row before: places are emptied before that one. Places are told by the
+names that odestream's cell gives its members: strengths `ws` of the working and `es` of the episodic memory (0 is
+empty), heads of the long-term matrix `m`.
 """
 
 from __future__ import annotations
@@ -36,11 +37,14 @@ class Influence:
 
 
 def influences(
-    model: Model, before: StreamState, row: Observation, buckets: Sequence[int] | None = None
+    model: Model, before: StreamState, rows: Sequence[Observation], buckets: Sequence[int] | None = None
 ) -> list[Influence]:
-    """The places that the answer to `row` depended on, of a stream that was `before`; the most influential first."""
+    """The places that the answer to the last of `rows` depended on, the most influential first.
+
+    before: the stream before the first of them, which is where places are emptied.
+    """
     layout = Layout(model.manifest.spec.state, 1)
-    whole = Stream(model, before, buckets).step(row.x, row.t, row.mask)
+    whole = _answer(Stream(model, before, buckets), rows)
     found = []
     for member in (name for name in MEMORIES if name in layout.shapes):
         for place in range(layout.shapes[member][1]):
@@ -49,9 +53,13 @@ def influences(
             strength = float(np.linalg.norm(held))
             if strength > 0:
                 held[...] = 0
-                without = Stream(model, replace(before, arena=arena), buckets).step(row.x, row.t, row.mask)
+                without = _answer(Stream(model, replace(before, arena=arena), buckets), rows)
                 found.append(Influence(member, place, strength, _change(model, whole, without)))
     return sorted((each for each in found if each.change > 0), key=lambda each: -each.change)
+
+
+def _answer(stream: Stream, rows: Sequence[Observation]) -> Output:
+    return [stream.step(row.x, row.t, row.mask) for row in rows][-1]
 
 
 def _change(model: Model, whole: Output, without: Output) -> float:

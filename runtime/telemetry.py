@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from odestream.runtime.errors import InputError
@@ -67,6 +68,7 @@ class Telemetry:
         return float("inf")
 
     def as_dict(self) -> dict[str, Any]:
-        """All counts, and the latency's quantiles in seconds."""
+        """All counts, and the latency's quantiles in seconds, None for one beyond the largest bound."""
         counts = {name: value for name, value in vars(self).items() if name != "latencies"}
-        return counts | {f"p{100 * q:g}": self.quantile(q) for q in (0.5, 0.99, 0.999)}
+        quantiles = {f"p{100 * q:g}": self.quantile(q) for q in (0.5, 0.99, 0.999)}
+        return counts | {name: value if isfinite(value) else None for name, value in quantiles.items()}

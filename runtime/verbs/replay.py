@@ -96,7 +96,7 @@ def _check(model: Model, log: Path, as_json: bool) -> None:
 def _show(model: Model, seen: Moment, as_json: bool) -> None:
     row, before = seen.replayed.row, seen.before
     members = [] if before is None else describe_members(_members(model, before))
-    reads = [] if before is None else influences(model, before, row, seen.buckets)
+    reads = _reads(model, seen)
     facts = _facts(model, seen)
     if as_json:
         print_json({**facts, "members": members, "reads": [dataclasses.asdict(each) for each in reads]})
@@ -106,6 +106,16 @@ def _show(model: Model, seen: Moment, as_json: bool) -> None:
         _show_reads(reads)
     if not seen.replayed.same:
         raise typer.Exit(DIFFERS)
+
+
+def _reads(model: Model, seen: Moment) -> list[Influence]:
+    """What the answer read; nothing where there was no answer, or no stream to read from."""
+    row, (earlier, first) = seen.replayed.row, seen.earlier or (None, None)
+    if not isinstance(seen.replayed.answer, Output) or seen.before is None:
+        return []
+    if earlier is None or first is None:
+        return influences(model, seen.before, [row], seen.buckets)
+    return influences(model, earlier, [first, row], seen.buckets)
 
 
 def _facts(model: Model, seen: Moment) -> dict[str, Any]:
