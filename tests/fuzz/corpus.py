@@ -2,11 +2,15 @@
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from odestream.runtime import load
+from odestream.runtime import Model, load
+from odestream.runtime.fleet import Fleet, Observation
+from odestream.runtime.inputlog import MAGIC as LOG_MAGIC
+from odestream.runtime.recorder import Recorder, segment_paths
 from odestream.runtime.snapshot import MAGIC
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
@@ -32,6 +36,7 @@ def main() -> None:
             stepped.step([1, 2, 3], 10**9)
             stepped.step([1, 2, 3], 2 * 10**9, [1, 0, 1])
             blob = model.snapshot_streams({"pump 1": fresh, "ä": stepped})
+            segment = recorded(model, Path(folder) / "log")
         files = {
             "manifest": {path.name: (path / "manifest.json").read_bytes() for path in (whole, bare)},
             "snapshot": {
@@ -40,11 +45,35 @@ def main() -> None:
                 "cut": b"\x01" + blob[:99],
             },
             "table": TABLES,
+            "log": {"whole": b"\x01" + segment, "frames": b"\x00" + b"|".join(frames(segment))},
         }
     for name, inputs in files.items():
         (CORPUS / name).mkdir(parents=True, exist_ok=True)
         for each, data in inputs.items():
             (CORPUS / name / each).write_bytes(data)
+
+
+def recorded(model: Model, folder: Path) -> bytes:
+    """A segment with every kind of frame."""
+    model.bundle = replace(model.bundle, path=Path("/bundle"))
+    recorder = Recorder(folder)
+    fleet = Fleet(model, recorder=recorder)
+    fleet.step([Observation("a", [1, 2, 3], 0), Observation("ä", [1, 2, 3], 5, [1, 0, 1])])
+    fleet.evict(["a"])
+    fleet.step([Observation("a", [1, 2, 3], 10**9)])
+    fleet.close()
+    (path,) = segment_paths(folder)
+    return path.read_bytes()
+
+
+def frames(segment: bytes) -> list[bytes]:
+    """The payloads of a segment's frames."""
+    at, found = len(LOG_MAGIC), []
+    while at < len(segment):
+        length = int.from_bytes(segment[at : at + 4], "little")
+        found.append(segment[at + 8 : at + 8 + length])
+        at += 8 + length
+    return found
 
 
 if __name__ == "__main__":

@@ -8,10 +8,13 @@ import hashlib
 import io
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 from odestream.runtime.contract.checks import check_manifest
 from odestream.runtime.contract.manifest import Manifest, TaskSpec, TimeSpec, decode_manifest
-from odestream.runtime.errors import BundleError, InputError, SnapshotError
+from odestream.runtime.errors import BundleError, InputError, LogError, SnapshotError
+from odestream.runtime.inputlog import MAGIC as LOG_MAGIC
+from odestream.runtime.inputlog import decode_segment, frame
 from odestream.runtime.snapshot import MAGIC, decode_snapshot, read_contents
 from odestream.runtime.table import read_rows
 from odestream.runtime.timestamps import time_spec
@@ -52,6 +55,13 @@ def read_table(data: bytes) -> None:
         time_spec([row.time for row in rows])
 
 
+def read_log(data: bytes) -> None:
+    """Segments of an input log: a first byte that is even gives the rest, cut into frames at `|`, right checksums."""
+    framed = data[:1] and data[0] % 2 == 0
+    with suppress(LogError):
+        decode_segment(LOG_MAGIC + b"".join(map(frame, data[1:].split(b"|"))) if framed else data[1:], Path("segment"))
+
+
 def sealed(magic: bytes, body: bytes) -> bytes:
     """The bytes of a format that is magic, sha256, body."""
     return magic + hashlib.sha256(body).digest() + body
@@ -59,4 +69,4 @@ def sealed(magic: bytes, body: bytes) -> bytes:
 
 def targets(manifest: Manifest) -> Mapping[str, Target]:
     """Every target by name; `manifest`: of the model whose files are read."""
-    return {"manifest": read_manifest, "snapshot": read_snapshot(manifest), "table": read_table}
+    return {"manifest": read_manifest, "snapshot": read_snapshot(manifest), "table": read_table, "log": read_log}

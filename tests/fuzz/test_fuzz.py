@@ -12,7 +12,7 @@ from odestream.runtime import Model
 from tests.fuzz.targets import targets
 
 HERE = Path(__file__).parent
-NAMES = ("manifest", "snapshot", "table")
+NAMES = ("manifest", "snapshot", "table", "log")
 
 
 def corpus(name: str) -> list[Path]:
