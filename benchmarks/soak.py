@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odestream.runtime import Model, Output, load
+from odestream.runtime.backends import open_engine
 from odestream.runtime.fleet import Answer, Fleet
 from odestream.runtime.flight import resume
 from odestream.runtime.generations import read_generation, write_generation
@@ -194,26 +196,30 @@ def _live(model: Model, log: Path, snapshot: Path, rows: Rows, tells: int) -> No
 
 def far_clocks(model: Model, seconds: float) -> dict[str, Any]:
     """The same stream begun on several days; a model's phases count from an origin that is moved with it."""
-    bundle, rows, differing = model.bundle, Rows(model, 1, 2), 0
-    time_spec = bundle.manifest.time
-    first, ended, steps = None, time.monotonic() + seconds, 0
-    fleets = []
-    for day in DAYS:
-        shift = day * 86_400 * 10**9
-        moved = msgspec.structs.replace(time_spec, origin=time_spec.origin + shift)
-        model.bundle = replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, time=moved))
-        fleets.append((shift, Fleet(model)))
-        fleets[-1][1].step([Observation("s0", rows.call(0)[0].x, (rows.call(0)[0].t or 0) + shift)])
-    model.bundle = bundle
-    for call in rows.calls(1):
-        answers = [fleet.step([replace(row, t=(row.t or 0) + shift) for row in call]) for shift, fleet in fleets]
-        differing += sum(_differing(answer, answers[0]) for answer in answers[1:])
-        steps += 1
-        if time.monotonic() > ended:
-            break
-    first, *others = (fleet.states()["s0"].arena.tobytes() for _, fleet in fleets)
+    rows, differing, steps, end = Rows(model, 1, 2), 0, 0, time.monotonic() + seconds
+    with ExitStack() as stack:
+        shifts = [day * 86_400 * 10**9 for day in DAYS]
+        fleets = [Fleet(stack.enter_context(_moved(model, shift))) for shift in shifts]
+        for call in rows.calls():
+            answers = [
+                fleet.step([replace(row, t=(row.t or 0) + shift) for row in call])
+                for fleet, shift in zip(fleets, shifts, strict=True)
+            ]
+            differing += sum(_differing(answer, answers[0]) for answer in answers[1:])
+            steps += 1
+            if time.monotonic() > end:
+                break
+        first, *others = (fleet.states()["s0"].arena.tobytes() for fleet in fleets)
     differing += sum(a != b for other in others for a, b in zip(first, other, strict=True))
     return {"days": DAYS, "steps": steps, "differing_bytes": differing}
+
+
+def _moved(model: Model, shift: int) -> Model:
+    """The same model, its clock's origin `shift` ticks later."""
+    spec, manifest = model.manifest.time, model.manifest
+    moved = msgspec.structs.replace(manifest, time=msgspec.structs.replace(spec, origin=spec.origin + shift))
+    bundle = replace(model.bundle, manifest=moved)
+    return Model(bundle, open_engine(model.backend, bundle, 1), "as the other one")
 
 
 def memory(model: Model, seconds: float) -> dict[str, Any]:
