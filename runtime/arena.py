@@ -21,6 +21,7 @@ from odestream.runtime.errors import InputError
 Arena = NDArray[np.float32]
 
 _ALIGNMENT = 64
+_ALIGNED = _ALIGNMENT // 4  # in float32
 _BLAS_STAYS_SINGLE_THREADED = 8192
 
 
@@ -93,6 +94,11 @@ def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     raw = np.zeros(length + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + length].view(kind).reshape(shape)
+
+
+def round_up(elements: int) -> int:
+    """The least number of float32 from `elements` on after which another arena may begin."""
+    return -(-elements // _ALIGNED) * _ALIGNED
 
 
 def all_finite(flat: Arena) -> bool:

@@ -8,24 +8,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from odestream.runtime.arena import Arena, Layout, aligned, all_finite, initial
+from odestream.runtime.arena import Arena, Layout, aligned, all_finite, initial, round_up
 from odestream.runtime.contract.spec import StepSpec
 
 
 class HostBinding:
     """All of `odestream.runtime.backends.Binding` but `run`: inputs, outputs and two state arenas that change sides.
 
-    arena and next_arena are the buffers themselves, so that reading and writing them copies nothing.
+    arena and next_arena are the buffers themselves, so that reading and writing them copies nothing. The outputs lie
+    between the two, so that a run's outputs and new state are one stretch of memory, checked in one pass.
     """
 
     def __init__(self, spec: StepSpec, batch: int) -> None:
         self.batch = batch
         self.inputs: Mapping[str, NDArray[Any]] = {t.name: aligned((batch, *t.shape), t.dtype) for t in spec.inputs}
         outputs, self._state_layout = Layout(spec.outputs, batch), Layout(spec.state, batch)
-        self.flat_outputs = outputs.empty()
+        size, middle = self._state_layout.size, round_up(self._state_layout.size)
+        last = middle + round_up(outputs.size)
+        whole = aligned((last + size,), np.float32)
+        self.arena, self.next_arena = whole[:size], whole[last:]
+        self.flat_outputs = whole[middle : middle + outputs.size]
         self.outputs: Mapping[str, NDArray[np.float32]] = outputs.views(self.flat_outputs)
-        self.arena = initial(spec.state, batch)
-        self.next_arena = self._state_layout.empty()
+        self.arena[...] = initial(spec.state, batch)
+        self._results = (whole[middle:], whole[: middle + outputs.size])  # of a run from the first side, of one back
         self._sides = (self.arena, self.next_arena)
         self._side = 0
 
@@ -46,4 +51,4 @@ class HostBinding:
 
     def finite(self) -> bool:
         """Whether the last run left neither NaN nor infinity."""
-        return all_finite(self.next_arena) and all_finite(self.flat_outputs)
+        return all_finite(self._results[self._side])
