@@ -44,7 +44,7 @@ class PreviousRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StreamRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One stream's entry in the metadata; see Counters for the counts."""
+    """One stream's entry in the metadata; see Counters for the counts. held: see StreamState, absent where empty."""
 
     name: str
     last_tick: Tick | None
@@ -55,7 +55,7 @@ class StreamRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rerun: Count = 0
     rejected: dict[str, Count] = {}
     previous: PreviousRecord | None = None
-    held: tuple[float | None, ...] = ()
+    held: tuple[float | None, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class SnapshotInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,7 +113,7 @@ def decode_snapshot(data: bytes, manifest: Manifest, where: str = "snapshot") ->
     rows = unstack(manifest.spec.state, arena, len(names))
     labels = tuple(manifest.graphs)
     return {
-        record.name: StreamState(row, record.last_tick, _counters(record, labels), _previous(record), record.held)
+        record.name: StreamState(row, record.last_tick, _counters(record, labels), _previous(record), record.held or ())
         for record, row in zip(info.streams, rows, strict=True)
     }
 
@@ -171,7 +171,7 @@ def _record(name: str, stream: StreamState) -> StreamRecord:
         counters.rerun,
         counters.rejected,
         None if previous is None else PreviousRecord(int(previous.gap), previous.steps, previous.err),
-        stream.held,
+        stream.held or msgspec.UNSET,
     )
 
 
