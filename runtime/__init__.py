@@ -18,7 +18,11 @@ from odestream.runtime.errors import (
     StateError,
     TimeError,
 )
+from odestream.runtime.fleet import Fleet
+from odestream.runtime.member import Observation
 from odestream.runtime.model import Model, load, restore
+from odestream.runtime.policies import Policies
+from odestream.runtime.pool import Pool
 from odestream.runtime.records import Counters, Output
 from odestream.runtime.session import Stream
 
@@ -29,14 +33,18 @@ __all__ = [
     "CompatError",
     "Counters",
     "ExportError",
+    "Fleet",
     "GapError",
     "InputError",
     "IntegrityError",
     "LogError",
     "Model",
+    "Observation",
     "OdestreamError",
     "Output",
     "PathError",
+    "Policies",
+    "Pool",
     "SessionBusy",
     "SnapshotDamaged",
     "SnapshotError",

@@ -7,7 +7,6 @@ wait than the pool takes, `submit` waits, then refuses: whoever sends too fast i
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections import deque
@@ -90,6 +89,8 @@ class Pool:
 
     async def astep(self, stream: str, x: ArrayLike, t: int | None = None, mask: ArrayLike | None = None) -> Output:
         """The same for coroutines: neither the answer nor a full pool blocks the event loop."""
+        import asyncio  # costs what half of this package costs to import; whoever calls this has it
+
         try:
             future = self.submit(stream, x, t, mask, timeout=0)
         except SessionBusy:

@@ -35,7 +35,8 @@ class Recorder:
     """Writes a log into `folder`, which is made where it is missing; a log that lies there is continued.
 
     limit: bytes that the segments together may take, though never less than the newest two. A folder has one recorder
-    at a time: SessionBusy for a second one. InputError for a limit below 64 KiB.
+    at a time: SessionBusy for a second one. InputError for a limit below 64 KiB. Where the disk fails, the call ends in
+    an OSError after its streams have stepped; the next one begins a new segment, whose snapshot holds what is missing.
     """
 
     def __init__(self, folder: Path, limit: int = LIMIT) -> None:
@@ -46,11 +47,13 @@ class Recorder:
         self._limit = limit
         self._lock = _locked(folder / _LOCK)
         self._file: BinaryIO | None = None
+        self._torn = False
         self._size = 0
         self._most = limit // SEGMENTS
 
     def begin(self, fleet: Fleet) -> None:
         """Start a segment from the streams that the fleet has now."""
+        self._torn = True
         sequence = 1 + max(map(_sequence, segment_paths(self.folder)), default=0)
         data = encode_head(_head(fleet, sequence), fleet.snapshot() if fleet.names else b"")
         self._finish()
@@ -60,17 +63,20 @@ class Recorder:
         self._file = path.open("ab", buffering=0)
         self._size, self._most = len(data), max(self._limit // SEGMENTS, 2 * len(data))
         self._encoder = CallEncoder(observed(fleet.model.manifest))
+        self._torn = False
         self._forget_oldest()
 
     def record(self, fleet: Fleet, rows: Sequence[Observation], answers: Sequence[Answer]) -> None:
         """Write a call; a segment that is full is followed by a new one."""
-        self._write(self._encoder.encode(rows, answers))
-        if self._size > self._most:
+        if not self._torn:
+            self._write(self._encoder.encode(rows, answers))
+        if self._torn or self._size > self._most:
             self.begin(fleet)
 
     def evicted(self, names: Sequence[str]) -> None:
         """Write that streams were put away."""
-        self._write(encode_eviction(names))
+        if not self._torn:
+            self._write(encode_eviction(names))
 
     def sync(self) -> None:
         """Have everything that was written on the disk."""
@@ -85,10 +91,12 @@ class Recorder:
     def _write(self, data: bytes) -> None:
         if self._file is None:
             raise SessionBusy("the recorder is closed; make a new one")
+        self._torn = True
         written = self._file.write(data) if data else 0
-        self._size += len(data)
         if written != len(data):
             raise OSError(errno.ENOSPC, f"wrote {written} of {len(data)} bytes", str(self.folder))
+        self._size += len(data)
+        self._torn = False
 
     def _finish(self) -> None:
         self.sync()
