@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from odestream.runtime.history import Checkpoint, History, Seen
@@ -48,8 +49,10 @@ class Member:
 
     def is_late(self, t: object) -> bool:
         """Whether a row of that time must be put among those that came before."""
+        if self._history is None or isinstance(t, bool) or not isinstance(t, int | np.integer):
+            return False
         last = self.stream.last_tick
-        return self._history is not None and type(t) is int and last is not None and t <= last
+        return last is not None and bool(t <= last)
 
     def step(self, row: Observation) -> Output:
         """Take a row by itself."""
@@ -72,7 +75,7 @@ class Member:
             raise ValueError("a row is late only in the history of a stream")
         before = self._checkpoint()
         try:
-            output = self._history.insert(_seen(row, row.t), self._load, self._again, self._checkpoint)
+            output = self._history.insert(_seen(row, int(row.t)), self._load, self._again, self._checkpoint)
         except BaseException:
             self._load(before)
             raise

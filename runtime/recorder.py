@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LIMIT = 64 << 20
 SEGMENTS = 8
 _LOCK = ".lock"
+_CLOSED = "the recorder is closed; make a new one"
 _FREE = "one process at a time records into a folder; stop the other one or choose another folder"
 
 
@@ -53,6 +54,8 @@ class Recorder:
 
     def begin(self, fleet: Fleet) -> None:
         """Start a segment from the streams that the fleet has now."""
+        if self._lock.closed:
+            raise SessionBusy(_CLOSED)
         self._torn = True
         sequence = 1 + max(map(_sequence, segment_paths(self.folder)), default=0)
         data = encode_head(_head(fleet, sequence), fleet.snapshot() if fleet.names else b"")
@@ -90,7 +93,7 @@ class Recorder:
 
     def _write(self, data: bytes) -> None:
         if self._file is None:
-            raise SessionBusy("the recorder is closed; make a new one")
+            raise SessionBusy(_CLOSED)
         self._torn = True
         written = self._file.write(data) if data else 0
         if written != len(data):

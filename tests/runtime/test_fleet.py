@@ -1,6 +1,7 @@
 """Named streams under policies, against plain streams that get by hand what the policy should make of a row."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,8 @@ def test_the_answer_to_a_late_row_is_that_of_its_place(model: Model) -> None:
     fleet, twin = Fleet(model, Policies(on_late="replay")), model.stream()
     for row in rows[:20] + rows[21:]:
         fleet.step([row])
-    (late,) = fleet.step([rows[20]])
+    assert isinstance(error(fleet, [1, 2, 3], True), InputError)
+    (late,) = fleet.step([replace(rows[20], t=np.int64(rows[20].t or 0))])  # type: ignore[arg-type]
     expected = [twin.step(row.x, row.t, row.mask) for row in rows]
     assert isinstance(late, Output)
     assert same(late, expected[20])
