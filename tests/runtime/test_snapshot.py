@@ -40,6 +40,13 @@ def test_a_restored_stream_continues_bit_for_bit(model: Model) -> None:
     assert stream.snapshot() == twin.snapshot()
 
 
+@pytest.mark.parametrize("tick", [-(1 << 63), -5, 0, (1 << 63) - 1])
+def test_any_64_bit_time_can_be_saved(model: Model, tick: int) -> None:
+    stream = model.stream()
+    stream.step([1, 2, 3], tick)
+    assert model.restore(stream.snapshot()).last_tick == tick
+
+
 def test_a_stream_before_its_first_observation_can_be_saved(model: Model) -> None:
     fresh = model.restore(model.stream().snapshot())
     assert fresh.last_tick is None
@@ -133,6 +140,11 @@ FORGERIES: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], Any], str]
     ("tick text", lambda t, i: i["streams"][0].update(last_tick="1"), "last_tick"),
     ("tick float", lambda t, i: i["streams"][0].update(last_tick=1.5), "last_tick"),
     ("tick wide", lambda t, i: i["streams"][0].update(last_tick=1 << 63), "last_tick"),
+    ("tick low", lambda t, i: i["streams"][0].update(last_tick=-(1 << 63) - 1), "last_tick"),
+    ("err negative", lambda t, i: i["streams"][0]["previous"].update(err=-0.5), "err"),
+    ("gap of nothing", lambda t, i: i["streams"][0]["previous"].update(gap=0), "gap"),
+    ("no solver steps", lambda t, i: i["streams"][0]["previous"].update(steps=0), "steps"),
+    ("held text", lambda t, i: i["streams"][0].update(held=["1"]), "held"),
     ("steps negative", lambda t, i: i["streams"][0].update(steps=-1), "steps"),
     ("bucket negative", lambda t, i: i["streams"][0]["buckets"].update({"1": -4}), "buckets"),
     ("member missing", lambda t, i: t.pop("n"), "state members are"),
