@@ -80,7 +80,8 @@ class Pool:
                 self._oldest = time.monotonic()
             self._jobs.setdefault(stream, deque()).append((row, future))
             self._waiting += 1
-            self._changed.notify_all()
+            if self._waiting == 1 or len(self._jobs) >= self._fleet.largest:
+                self._changed.notify_all()  # rows in between would only wake the thread to wait on
         return future
 
     def step(self, stream: str, x: ArrayLike, t: int | None = None, mask: ArrayLike | None = None) -> Output:
