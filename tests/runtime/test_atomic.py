@@ -93,3 +93,20 @@ def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:
         refuse_existing(link, force=False)
     refuse_existing(link, force=True)
     refuse_existing(tmp_path / "free", force=False)
+
+
+@pytest.mark.parametrize("kind", ["file", "link to a directory", "dangling link"])
+def test_what_is_no_directory_is_replaced_whole_by_force_and_what_a_link_names_stays(tmp_path: Path, kind: str) -> None:
+    final, named = tmp_path / "out", tmp_path / "named"
+    named.mkdir()
+    (named / "kept").touch()
+    if kind == "file":
+        final.touch()
+    else:
+        final.symlink_to(named if kind == "link to a directory" else tmp_path / "nowhere")
+    with new_directory(final, force=True) as temporary:
+        (temporary / "new").touch()
+    assert not final.is_symlink()
+    assert [entry.name for entry in final.iterdir()] == ["new"]
+    assert [entry.name for entry in named.iterdir()] == ["kept"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["named", "out"]

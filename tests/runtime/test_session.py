@@ -66,7 +66,13 @@ def test_token_models_take_integers_and_count_time_themselves(tmp_path: Path) ->
             expected = reference.step(token, index * SECOND)
             np.testing.assert_allclose(out.y, expected["y"], rtol=1e-4, atol=1e-4)
             assert same(out, explicit.step(np.uint8(token), index * SECOND, mask=[1]))
-        for wrong, message in ((256, "expected 0 to 255"), (-1, "token -1"), (1.0, "an integer"), ([1], "shape")):
+        for wrong, message in (
+            (256, "expected 0 to 255"),
+            (300, "token 300"),
+            (-1, "token -1"),
+            (1.0, "an integer"),
+            ([1], "shape"),
+        ):
             with pytest.raises(InputError, match=message):
                 stream.step(wrong)
 

@@ -86,6 +86,12 @@ FAULTS: list[tuple[str, type[OdestreamError], str, Callable[[Stream], object]]] 
     ("predict back", TimeError, "lies before", lambda s: s.predict(9)),
     ("predict none", InputError, "t: received None", lambda s: s.predict(None)),  # type: ignore[call-overload]
     ("steps lengths", InputError, "t: received 1 rows, expected 2", lambda s: s.steps([[1, 2, 3]] * 2, [20])),
+    (
+        "steps too many t",
+        InputError,
+        "t: received 3 rows, expected 2",
+        lambda s: s.steps([[1, 2, 3]] * 2, [20, 30, 40]),
+    ),
     ("steps scalar", InputError, "x: received a single value", lambda s: s.steps(np.array(1.0), [1])),
     ("steps number", InputError, "x: received int, expected a sequence", lambda s: s.steps(1, [1])),
     ("steps text", InputError, "x: received str", lambda s: s.steps("abc", [1, 2, 3])),

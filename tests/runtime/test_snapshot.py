@@ -133,6 +133,7 @@ def test_a_snapshot_outlives_a_re_export_with_other_buckets(blob: bytes, tmp_pat
 
 FORGERIES: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], Any], str]] = [
     ("schema", lambda t, i: i.update(schema=2), "schema 2, this odestream reads 1"),
+    ("older schema", lambda t, i: i.update(schema=0), "schema 0, this odestream reads 1"),
     ("unknown field", lambda t, i: i.update(more=1), "unknown field"),
     ("other ticks", lambda t, i: i["time"].update(ticks_per_model_unit=1.0), "its ticks are"),
     ("no streams", lambda t, i: i.update(streams=[]), "are empty or repeat"),
