@@ -165,14 +165,16 @@ def _tell(fleet: Fleet, tally: Tally, report: Path | None, force: bool) -> None:
     counts, manifest, telemetry = tally.counts(), fleet.model.manifest, fleet.telemetry
     together = total(counts.values())
     if together.steps and manifest.solver is not None and manifest.solver.error_estimate:
-        print(f"odestream: {sentence(together)}", file=sys.stderr)
+        print(f"odestream: {sentence(together)}; on {fleet.model.backend}", file=sys.stderr)
     if telemetry.deadline is not None:
         limit = f"the deadline of {1e3 * telemetry.deadline:g} ms"
         print(f"odestream: {telemetry.missed:,} of {telemetry.calls:,} calls missed {limit}", file=sys.stderr)
     if report is not None:
         streams = {name: as_json(counters) for name, counters in counts.items()}
-        about = {"bundle": manifest.name, "identity": manifest.identity, "backend": fleet.model.backend}
-        save_json(report, about | {"total": as_json(together), "streams": streams, "calls": telemetry.as_dict()}, force)
+        about = {"bundle": manifest.name, "identity": manifest.identity}
+        engine = {"backend": fleet.model.backend, "why": fleet.model.why}
+        counted = {"total": as_json(together), "streams": streams, "calls": telemetry.as_dict()}
+        save_json(report, about | engine | counted, force)
 
 
 def _stream_table(fleet: Fleet, source: str, file: TextIO, stopper: Stopper, watchdog: Watchdog) -> None:
