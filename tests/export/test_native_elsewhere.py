@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from odestream.models.config import Task
+from odestream.runtime import load
 from odestream.runtime.backends.native import open_engine
 from odestream.runtime.bundle import Bundle
 from odestream.runtime.kernels.build import SOURCES, instruction_sets, json_flags, units
 from odestream.runtime.kernels.configuration import native_config
 from odestream.runtime.kernels.library import Config
-from tests.export.conftest import CONFIGS
+from tests.export.conftest import CONFIGS, Exported
 from tests.helpers.native import memory_bundle
 from tests.helpers.sequences import random_cell, random_inputs
 
@@ -48,14 +49,19 @@ def _arrays(config: Config) -> Iterator[bytes]:
         yield np.array(getattr(config, name)[:length], np.float64).tobytes()
 
 
-def compile_replay(compiler: str, folder: Path, sets: dict[str, tuple[str, ...]], *extra: str) -> Path:
-    """replay.cpp with the library's sources in one program."""
+def compile_library(compiler: str, folder: Path, sets: dict[str, tuple[str, ...]]) -> list[str]:
+    """The library's objects, to be linked into a program."""
     objects = []
     for source, name, flags in units(sets, json_flags(compiler)):
         target = folder / f"{source}{name}.o"
         subprocess.run([compiler, *flags, "-c", str(SOURCES / source), "-o", str(target)], check=True)
         objects.append(str(target))
-    program = folder / "replay"
+    return objects
+
+
+def compile_replay(compiler: str, folder: Path, sets: dict[str, tuple[str, ...]], *extra: str) -> Path:
+    """replay.cpp with the library's sources in one program."""
+    program, objects = folder / "replay", compile_library(compiler, folder, sets)
     options = ["-std=c++17", "-Wall", "-Werror", f"-I{SOURCES}", *extra]
     subprocess.run([compiler, *options, str(REPLAY), *objects, "-o", str(program)], check=True)
     return program
@@ -105,6 +111,34 @@ def test_a_program_gets_the_same_bits_and_a_step_allocates_nothing(
     task: Task, program_here: list[str], tmp_path: Path
 ) -> None:
     replay_agrees(task, program_here, tmp_path, limit=0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("opening_library")
+def test_the_c_example_streams_a_bundle_on_aarch64(
+    program_on_aarch64: list[str], exported: Exported, tmp_path: Path
+) -> None:
+    """The emulated processor's rounding is its own; what a stream decides is the same away from ties."""
+    emulator, path = program_on_aarch64[0], exported("forecast")[1].path
+    compiler, linker = (shutil.which(f"aarch64-linux-gnu-{name}") for name in ("gcc", "g++"))
+    assert compiler
+    assert linker
+    objects = compile_library(linker, tmp_path, {"portable": ()})
+    program, example = str(tmp_path / "example"), str(tmp_path / "example.o")
+    options = ["-std=c99", f"-I{SOURCES}", "-c", str(SOURCES / "example.c")]
+    subprocess.run([compiler, *options, "-o", example], check=True)
+    subprocess.run([linker, "-static", example, *objects, "-o", program], check=True)
+    every = [(350 + i % 5, -1 + i % 3, 10**9 * i + i**5) for i in range(60)]
+    text = "".join(f"{t},{a},{b}\n" for a, b, t in every)
+    done = subprocess.run([emulator, program, str(path)], input=text, check=True, capture_output=True, text=True)
+    with load(path, "native") as model:
+        stream = model.stream()
+        expected = [stream.step([a, b], t) for a, b, t in every]
+    found = [[float(cell) for cell in line.split(",")] for line in done.stdout.splitlines()]
+    assert [(row[0], row[-2], row[-1]) for row in found] == [
+        (t, output.bucket, output.flagged) for (_, _, t), output in zip(every, expected, strict=True)
+    ]
+    np.testing.assert_allclose([row[1:5] for row in found], [output.y for output in expected], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from odestream.runtime.kernels import build as kernels
 from tests.export.conftest import CONFIGS, Exported
 from tests.export.test_native_streams import rows
 
+STREAMING = Path(__file__).parents[1] / "helpers" / "streaming.cpp"
+
 
 @pytest.fixture(scope="module")
 def example(opening_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -64,3 +66,19 @@ def test_the_c_example_says_what_is_wrong(example: Path, exported: Exported, tmp
         done = run_example(example, place, text)
         assert done.returncode == 2
         assert message in done.stderr
+
+
+@pytest.mark.parametrize("task", CONFIGS)
+def test_nothing_is_allocated_while_streams_run(
+    task: Task, opening_library: Path, exported: Exported, tmp_path: Path
+) -> None:
+    program = tmp_path / "streaming"
+    options = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{kernels.SOURCES}"]
+    command = [kernels.find_compiler(), *options, str(STREAMING), str(opening_library), "-o", str(program)]
+    subprocess.run(command, check=True)
+    done = subprocess.run([str(program), str(exported(task)[1].path)], check=False, capture_output=True, text=True)
+    words = done.stdout.split()
+    found = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+    assert found["allocations"] == 0 < found["earlier"], done.stderr
+    assert found["steps"] > 2000
+    assert min(found["split"], found["rerun"], found["refused"]) > 0
