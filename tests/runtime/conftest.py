@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from odestream.export import export_bundle
 from odestream.runtime import Model, load
+from odestream.runtime.contract.manifest import TimeSpec
+from tests.helpers.calibration import skip_calibration
+from tests.helpers.problems import tiny_config
+from tests.helpers.sequences import random_cell
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
 TINY = Tiny()
@@ -21,3 +26,15 @@ def model(tiny_path: Path) -> Iterator[Model]:
     """Shared by tests: never close it."""
     with load(tiny_path) as loaded:
         yield loaded
+
+
+@pytest.fixture(scope="session")
+def cell_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a small cell of our own, with one solver step and four."""
+    cell = random_cell(tiny_config())
+    target = tmp_path_factory.mktemp("cell") / "bundle"
+    time = TimeSpec(frequencies=cell.config.frequencies)
+    with pytest.MonkeyPatch.context() as patch:
+        skip_calibration(patch)
+        export_bundle(cell, target, buckets=(1, 4), time=time, verify_steps=50)
+    return target

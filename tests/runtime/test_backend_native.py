@@ -12,32 +12,30 @@ import msgspec
 import numpy as np
 import pytest
 
-from odestream.export import export_bundle
-from odestream.runtime import CompatError, Model, Output, StateError, Stream, load, restore
+from odestream.runtime import (
+    CompatError,
+    Model,
+    Output,
+    StateError,
+    Stream,
+    load,
+    restore,
+)
 from odestream.runtime.backends import Engine, open_engine
 from odestream.runtime.bundle import Bundle, read_bundle
 from odestream.runtime.cli import main
-from odestream.runtime.contract.manifest import Manifest, TimeSpec
+from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.kernels import build as kernels
 from odestream.runtime.kernels.library import ABI, LIBRARY_VARIABLE, load_library
 from odestream.runtime.verbs import doctor
-from tests.helpers.calibration import skip_calibration
-from tests.helpers.problems import tiny_config
-from tests.helpers.sequences import random_cell
 from tests.helpers.streams import irregular, same
 
 pytestmark = pytest.mark.usefixtures("native_library")
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cell = random_cell(tiny_config())
-    target = tmp_path_factory.mktemp("cell") / "bundle"
-    time = TimeSpec(frequencies=cell.config.frequencies)
-    with pytest.MonkeyPatch.context() as patch:
-        skip_calibration(patch)
-        export_bundle(cell, target, buckets=(1, 4), time=time, verify_steps=50)
-    return target
+def path(cell_path: Path) -> Path:
+    return cell_path
 
 
 @pytest.fixture(scope="module")
