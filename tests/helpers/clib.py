@@ -54,9 +54,10 @@ class CModel:
         found: Solving = self.library.odestream_model_solving(self.pointer).contents
         return found
 
-    def stream(self, manifest: Manifest) -> CStream:
+    def stream(self, manifest: Manifest, solving: Solving | None = None) -> CStream:
         """A new stream; the manifest tells how wide its outputs are."""
-        return CStream(self, self.library.odestream_stream_create(self.pointer, None), manifest)
+        given = None if solving is None else byref(solving)
+        return CStream(self, self.library.odestream_stream_create(self.pointer, given), manifest)
 
     def restore(self, data: bytes, manifest: Manifest) -> CStream:
         """The stream of a snapshot."""

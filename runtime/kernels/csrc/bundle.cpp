@@ -4,9 +4,7 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <exception>
 #include <fcntl.h>
-#include <limits>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -29,8 +27,9 @@ private:
 
 std::string reason() { return std::strerror(errno); }
 
-// A file of the bundle, whole: a regular one with one name, of at most `most` bytes. Links are not followed.
-std::string read_file(int directory, const char* name, const std::string& where, uint64_t most) {
+// A file of the bundle, whole: a regular one with one name, of at most `most` bytes (else the status `larger`). Links are
+// not followed.
+std::string read_file(int directory, const char* name, const std::string& where, uint64_t most, int32_t larger) {
     const Descriptor file(openat(directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
     if (file.number() < 0) {
         const bool link = errno == ELOOP || errno == ENXIO;
@@ -44,7 +43,7 @@ std::string read_file(int directory, const char* name, const std::string& where,
     if (static_cast<uint64_t>(status.st_size) > most) {
         throw Refused(where + ": " + std::to_string(status.st_size) + " bytes, at most " + std::to_string(most) +
                           " are expected; export or copy the bundle again",
-                      ODESTREAM_BAD_HASH);
+                      larger);
     }
     std::string data(static_cast<size_t>(status.st_size), '\0');
     size_t done = 0;
@@ -58,7 +57,7 @@ std::string read_file(int directory, const char* name, const std::string& where,
 }
 
 std::string read_weights_file(int directory, const Manifest& manifest, const std::string& where) {
-    std::string data = read_file(directory, "weights.safetensors", where, manifest.weights_size);
+    std::string data = read_file(directory, "weights.safetensors", where, manifest.weights_size, ODESTREAM_BAD_HASH);
     if (data.size() != manifest.weights_size) {
         throw Refused(where + ": " + std::to_string(data.size()) + " bytes, the manifest says " +
                           std::to_string(manifest.weights_size) + "; export or copy the bundle again",
@@ -96,8 +95,10 @@ std::unique_ptr<odestream_model> open_bundle(const char* path) {
         throw Refused(where + ": not a bundle directory (" + reason() + "); name one that odestream export made",
                       ODESTREAM_BAD_BUNDLE);
     }
-    const std::string text = read_file(directory.number(), "manifest.json", where + "/manifest.json", MAX_MANIFEST_BYTES);
-    auto manifest = read_manifest(text, where + "/manifest.json");
+    const std::string named = where + "/manifest.json";
+    const std::string text =
+        read_file(directory.number(), "manifest.json", named, MAX_MANIFEST_BYTES, ODESTREAM_BAD_BUNDLE);
+    auto manifest = read_manifest(text, named);
     const std::string data = read_weights_file(directory.number(), *manifest, where + "/weights.safetensors");
     auto model = std::make_unique<odestream_model>();
     model->code = code;

@@ -184,8 +184,7 @@ ODESTREAM_API int32_t odestream_stream_load(odestream_stream *stream, const floa
                                             const odestream_progress *progress);
 
 /* A stream of an opened model as bytes that odestream_restore, or Python on any backend, resumes bit for bit. Writes to
- * `data` what `room` has place for, and always the whole size to `size`; ODESTREAM_BAD_CALL where that was too little.
- * Streams save the buckets of their model: one made of fewer must not be saved so. */
+ * `data` where `room` has place for it, and always its size to `size`; ODESTREAM_BAD_CALL where there was too little. */
 ODESTREAM_API int32_t odestream_snapshot(const odestream_stream *stream, void *data, size_t room, size_t *size);
 
 /* A new stream from a snapshot of one stream, taken here or in Python. */

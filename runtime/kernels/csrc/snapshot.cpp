@@ -15,7 +15,6 @@ namespace {
 
 constexpr char MAGIC[] = "odestream-snapshot-1\n";
 constexpr size_t MAGIC_SIZE = sizeof MAGIC - 1, DIGEST_SIZE = sizeof(Digest), LENGTH_SIZE = 8;
-constexpr char AGAIN[] = "; use another snapshot";
 
 [[noreturn]] void refuse(const std::string& what) { throw Refused("snapshot: " + what, ODESTREAM_BAD_SNAPSHOT); }
 
@@ -45,21 +44,22 @@ std::vector<int64_t> one_row(const Member& member) {
 }
 
 // Counts by the label of every graph; a stream may run in fewer buckets.
-Json counts_of(const Manifest& manifest, const odestream_solving& solving, const uint64_t* counts) {
+Json counts_of(const Manifest& manifest, const Stream& stream, const uint64_t* counts) {
     Json named = Json::object();
     for (const std::string& label : manifest.labels) named[label] = 0;
-    for (int i = 0; i < solving.buckets; ++i) named[std::to_string(solving.bucket[i])] = counts[i];
+    for (int i = 0; i < stream.buckets(); ++i) named[std::to_string(stream.bucket(i))] = counts[i];
     return named;
 }
 
-std::string describe(const Manifest& manifest, const odestream_progress& p) {
+std::string describe(const Manifest& manifest, const Stream& stream) {
+    const odestream_progress& p = stream.progress();
     Json record;
     record["name"] = "";
     record["last_tick"] = p.begun != 0 ? Json(p.tick) : Json(nullptr);
     record["steps"] = p.steps, record["flagged"] = p.flagged, record["split"] = p.split;
-    record["buckets"] = counts_of(manifest, manifest.solving, p.accepted);
+    record["buckets"] = counts_of(manifest, stream, p.accepted);
     record["rerun"] = p.rerun;
-    record["rejected"] = counts_of(manifest, manifest.solving, p.rejected);
+    record["rejected"] = counts_of(manifest, stream, p.rejected);
     record["previous"] = nullptr;
     if (p.previous_gap > 0) {
         record["previous"] = {{"gap", p.previous_gap}, {"steps", p.previous_steps}, {"err", p.previous_err}};
@@ -74,7 +74,7 @@ std::string describe(const Manifest& manifest, const odestream_progress& p) {
 std::string encode(const Stream& stream) {
     const Manifest& manifest = manifest_of(stream.model());
     Json header;
-    header["__metadata__"]["odestream"] = describe(manifest, stream.progress());
+    header["__metadata__"]["odestream"] = describe(manifest, stream);
     std::string data;
     for (const auto& item : places_of(manifest)) {
         const auto [member, begin] = item.second;
@@ -210,7 +210,7 @@ void read_snapshot(Stream& stream, const void* data, size_t size) {
         const Decoded decoded = decode(manifest, body);
         stream.load(decoded.state.data(), decoded.progress);
     } catch (const BadJson& error) {
-        refuse(error.what() + std::string(AGAIN));
+        refuse(std::string(error.what()) + "; use another snapshot");
     }
 }
 

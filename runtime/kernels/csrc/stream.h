@@ -41,6 +41,7 @@ public:
     long state_size() const { return cell_.member.total; }
     const odestream_progress& progress() const { return progress_; }
     int buckets() const { return rule_.count; }
+    int bucket(int place) const { return rule_.steps[place]; }
     const char* error() const { return error_; }
     int32_t fail(int32_t status, const char* format, ...) __attribute__((format(printf, 3, 4)));
 

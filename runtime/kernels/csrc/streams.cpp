@@ -147,13 +147,14 @@ int32_t odestream_restore(const odestream_model* model, const void* data, size_t
 const char* odestream_stream_error(const odestream_stream* stream) { return stream->error(); }
 
 odestream_batch* odestream_batch_create(const odestream_model* model) {
-    void* scratch = nullptr;
-    if (posix_memalign(&scratch, 64, odestream_scratch_bytes(model)) != 0) {
-        odestream::fail(ODESTREAM_NO_MEMORY, "no memory for a batch; free some");
-        return nullptr;
-    }
-    std::unique_ptr<float, odestream::Freed> owned(static_cast<float*>(scratch));
-    return new (std::nothrow) odestream_batch{*model, std::move(owned)};
+    odestream_batch* batch = nullptr;
+    odestream::guarded(ODESTREAM_BAD_CALL, [&] {
+        void* scratch = nullptr;
+        if (posix_memalign(&scratch, 64, odestream_scratch_bytes(model)) != 0) throw std::bad_alloc();
+        std::unique_ptr<float, odestream::Freed> owned(static_cast<float*>(scratch));
+        batch = new odestream_batch{*model, std::move(owned)};
+    });
+    return batch;
 }
 
 void odestream_batch_destroy(odestream_batch* batch) { delete batch; }
