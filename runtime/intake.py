@@ -12,8 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.errors import InputError
 
-_FLOAT32 = np.dtype(np.float32)
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _BOOL = np.dtype(np.bool_)
+_SQUARES_FIT = 1e76
+"""A sum of squares below it is of numbers that float32 can hold: one pass, where asking each of them takes several."""
 
 Values = NDArray[Any]
 Seen = NDArray[np.bool_]
@@ -154,6 +156,8 @@ def matching(name: str, values: object, count: int) -> Sequence[Any]:
 
 def _narrow(array: Values) -> NDArray[np.float32]:
     """float32 of the same values; InputError where a finite value becomes infinite."""
+    if array.dtype is _FLOAT64 and np.vdot(array, array) < _SQUARES_FIT:
+        return array.astype(np.float32)
     with np.errstate(over="ignore", under="ignore"):
         narrow = array.astype(np.float32)
     if not _finite(narrow):
