@@ -11,10 +11,10 @@ namespace ODE_ISA {
 
 template <class Team>
 ODE_FN void activate_silu(const Team& team, const Tile& tile, int place, int width) {
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         float* x = tile.at(place, r);
-        team.each(width, [=](int i) { x[i] = silu(x[i]); });
-    }
+        own.each(width, [=](int i) { x[i] = silu(x[i]); });
+    });
 }
 
 // outer·SiLU(inner·x + b) + b'; the buffer `to` has place for both layers' widths.
@@ -33,21 +33,21 @@ template <class Team>
 ODE_FN void observe(const Team& team, const Tile& tile) {
     const Cell& cell = *tile.cell;
     const Sizes& z = cell.size;
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         const float* mask = tile.mask(r);
-        const float most = team.max(z.channels, [=](int i) { return mask[i]; });
+        const float most = own.max(z.channels, [=](int i) { return mask[i]; });
         const float observed = most > 0.0f ? 1.0f : 0.0f;
         float* features = tile.at(cell.place.features, r);
-        team.set(tile.fact(OBSERVED, r), observed);
+        own.set(tile.fact(OBSERVED, r), observed);
         if (z.task == TOKENS) {
             const float* embedded = cell.embedding + (observed > 0.0f ? tile.token(r) * z.features : 0);
-            team.each(z.features, [=](int i) { features[i] = observed > 0.0f ? embedded[i] : 0.0f; });
+            own.each(z.features, [=](int i) { features[i] = observed > 0.0f ? embedded[i] : 0.0f; });
         } else if (z.averages > 0) {
-            team.each_in_turn(z.channels, [&](int i) { running_features(tile, r, i, features); });
+            own.each_in_turn(z.channels, [&](int i) { running_features(tile, r, i, features); });
         } else {
-            team.each_in_turn(z.channels, [&](int i) { fixed_features(tile, r, i, features); });
+            own.each_in_turn(z.channels, [&](int i) { fixed_features(tile, r, i, features); });
         }
-    }
+    });
 }
 
 // What h⁻, φ(t) and norm expect, into the buffer behind `expected`'s first layer.
@@ -56,14 +56,14 @@ ODE_FN void expect(const Team& team, const Tile& tile) {
     const Cell& cell = *tile.cell;
     const Sizes& z = cell.size;
     if (z.frequencies > 0) rotate_rows(team, tile, 1.0f, cell.place.moved);
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         float* parts = tile.at(cell.place.expecting, r);
-        team.copy(z.hidden, tile.at(cell.place.h, r), parts);
-        team.copy(2 * z.frequencies, tile.at(cell.place.moved, r), parts + z.hidden);
-        if (z.averages == 0) continue;
+        own.copy(z.hidden, tile.at(cell.place.h, r), parts);
+        own.copy(2 * z.frequencies, tile.at(cell.place.moved, r), parts + z.hidden);
+        if (z.averages == 0) return;
         float* norm = parts + z.hidden + 2 * z.frequencies;
-        team.each_in_turn(z.channels, [&](int i) { head_features(tile, r, i, norm); });
-    }
+        own.each_in_turn(z.channels, [&](int i) { head_features(tile, r, i, norm); });
+    });
     two_layers(team, tile, cell.expect_inner, cell.expect_outer, cell.place.expecting, cell.place.expected);
 }
 
@@ -92,7 +92,7 @@ ODE_FN float compare_token(const Team& team, const Tile& tile, int r, const floa
     const float top = team.max(VOCABULARY, [=](int i) { return logits[i]; });
     team.each(VOCABULARY, [=](int i) { residual[i] = exp_of(logits[i] - top); });
     const float total = team.sum(VOCABULARY, [=](int i) { return residual[i]; });
-    const float amount = -log_of(residual[token] / total + 1e-9f);
+    const float amount = -log_of(team.read(residual + token) / total + 1e-9f);
     team.each(VOCABULARY, [=](int i) {
         const float off = (i == token ? 1.0f : 0.0f) - residual[i] / total;
         residual[i] = observed ? off : 0.0f;
@@ -116,16 +116,16 @@ template <class Team>
 ODE_FN void compare(const Team& team, const Tile& tile) {
     const Cell& cell = *tile.cell;
     const int expected = behind(cell.place.expected, cell.expect_inner);
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         float* residual = tile.at(cell.place.residual, r);
         const float amount = cell.size.task == TOKENS
-                                 ? compare_token(team, tile, r, tile.at(expected, r), residual)
-                                 : compare_channels(team, tile, r, tile.at(expected, r), residual);
+                                 ? compare_token(own, tile, r, tile.at(expected, r), residual)
+                                 : compare_channels(own, tile, r, tile.at(expected, r), residual);
         const bool observed = *tile.fact(OBSERVED, r) > 0.0f;
         const float* st = tile.member(cell.member.st, 3, r);
         float *next = tile.next(cell.member.st, 3, r), *zeta = tile.fact(ZETA, r);
-        team.once([=] { *zeta = score(amount, observed, st, next); });
-    }
+        own.once([=] { *zeta = score(amount, observed, st, next); });
+    });
 }
 
 // e = tanh(Enc[SiLU(content + residual), log(1 + elapsed)]), for the jump.
@@ -134,23 +134,23 @@ ODE_FN void encode(const Team& team, const Tile& tile) {
     const Cell& cell = *tile.cell;
     const Places& p = cell.place;
     const int content = cell.size.content, seen = cell.size.task == TOKENS ? VOCABULARY : cell.size.channels;
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         float* residual = tile.at(p.residual, r);
-        team.each(seen, [=](int i) { residual[i] = 4.0f * tanh_of(residual[i] * 0.25f); });
-    }
+        own.each(seen, [=](int i) { residual[i] = 4.0f * tanh_of(residual[i] * 0.25f); });
+    });
     team.linear(cell.residual, tile.view(p.residual), tile.view(p.said + cell.part.content), tile.span(p.encoding),
                 tile.rows);
     activate_silu(team, tile, p.encoding, content);
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         const float elapsed = at_most(*tile.member(cell.member.ua, 1, r) + tile.dt(r), cell.age_limit);
-        team.set(tile.fact(ELAPSED, r), elapsed);
-        team.set(tile.at(p.encoding, r) + content, log_of(1.0f + elapsed));
-    }
+        own.set(tile.fact(ELAPSED, r), elapsed);
+        own.set(tile.at(p.encoding, r) + content, log_of(1.0f + elapsed));
+    });
     team.linear(cell.encode, tile.view(p.encoding), {cell.encode.bias, 0}, tile.span(p.e), tile.rows);
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         float *e = tile.at(p.e, r), *updating = tile.at(p.updating, r);
-        team.each(cell.size.hidden, [=](int i) { updating[i] = tanh_of(e[i]); });
-    }
+        own.each(cell.size.hidden, [=](int i) { updating[i] = tanh_of(e[i]); });
+    });
 }
 
 // h⁺ = h⁻ + z ⊙ (h̃ − h⁻) in rows that were observed, and what becomes of u, ua and norm.
@@ -159,24 +159,24 @@ ODE_FN void jump(const Team& team, const Tile& tile) {
     const Cell& cell = *tile.cell;
     const Sizes& z = cell.size;
     const int width = z.hidden;
-    for (int r = 0; r < tile.rows; ++r) {
-        team.copy(width, tile.at(cell.place.h, r), tile.at(cell.place.updating, r) + width + z.reads);
-    }
+    team.rows(tile.rows, [&](const auto& own, int r) {
+        own.copy(width, tile.at(cell.place.h, r), tile.at(cell.place.updating, r) + width + z.reads);
+    });
     team.linear(cell.update, tile.view(cell.place.updating), {cell.update.bias, 0}, tile.span(cell.place.update),
                 tile.rows);
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         const bool observed = *tile.fact(OBSERVED, r) > 0.0f;
         const float *both = tile.at(cell.place.update, r), *h = tile.at(cell.place.h, r);
         const float *e = tile.at(cell.place.updating, r), *u = tile.member(cell.member.u, width, r);
         float *next_h = tile.next(cell.member.h, width, r), *next_u = tile.next(cell.member.u, width, r);
-        team.each(width, [=](int i) {
+        own.each(width, [=](int i) {
             const float jumped = h[i] + sigmoid(both[i]) * (tanh_of(both[width + i]) - h[i]);
             next_h[i] = observed ? jumped : h[i];
             next_u[i] = observed ? e[i] : u[i];
         });
-        team.set(tile.next(cell.member.ua, 1, r), observed ? 0.0f : *tile.fact(ELAPSED, r));
-        if (z.averages > 0) team.each_in_turn(z.channels, [&](int i) { observe_channel(tile, r, i); });
-    }
+        own.set(tile.next(cell.member.ua, 1, r), observed ? 0.0f : *tile.fact(ELAPSED, r));
+        if (z.averages > 0) own.each_in_turn(z.channels, [&](int i) { observe_channel(tile, r, i); });
+    });
 }
 
 // A forecast is what was expected: means and log-variances in raw units.
@@ -199,21 +199,21 @@ ODE_FN void answer_logits(const Team& team, const Tile& tile) {
     const Cell& cell = *tile.cell;
     const Sizes& z = cell.size;
     const int answering = cell.place.answering, answer = cell.place.answer;
-    for (int r = 0; r < tile.rows; ++r) {
-        team.copy(z.hidden, tile.next(cell.member.h, z.hidden, r), tile.at(answering, r));
-        team.copy(z.reads, tile.at(cell.place.updating, r) + z.hidden, tile.at(answering, r) + z.hidden);
-    }
+    team.rows(tile.rows, [&](const auto& own, int r) {
+        own.copy(z.hidden, tile.next(cell.member.h, z.hidden, r), tile.at(answering, r));
+        own.copy(z.reads, tile.at(cell.place.updating, r) + z.hidden, tile.at(answering, r) + z.hidden);
+    });
     two_layers(team, tile, cell.answer_inner, cell.answer_outer, answering, answer);
     const int result = behind(answer, cell.answer_inner);
     team.linear(cell.recall, {tile.at(cell.place.updating, 0) + z.hidden, tile.stride()}, tile.view(result),
                 tile.span(result), tile.rows);
-    for (int r = 0; r < tile.rows; ++r) team.copy(z.answers, tile.at(result, r), tile.y(r));
+    team.rows(tile.rows, [&](const auto& own, int r) { own.copy(z.answers, tile.at(result, r), tile.y(r)); });
 }
 
+// What follows the flow.
 template <class Team>
-ODE_FN void step_tile(const Team& team, const Tile& tile, int steps) {
+ODE_FN void step_after_flow(const Team& team, const Tile& tile) {
     const Cell& cell = *tile.cell;
-    ode_flow(team, tile, steps);
     observe(team, tile);
     expect(team, tile);
     compare(team, tile);
@@ -221,10 +221,16 @@ ODE_FN void step_tile(const Team& team, const Tile& tile, int steps) {
     encode(team, tile);
     jump(team, tile);
     if (cell.size.task != FORECAST) answer_logits(team, tile);
-    for (int r = 0; r < tile.rows; ++r) {
-        if (cell.size.task == FORECAST) answer_forecast(team, tile, r);
-        team.set(tile.err(r), *tile.fact(ERR, r));
-    }
+    team.rows(tile.rows, [&](const auto& own, int r) {
+        if (cell.size.task == FORECAST) answer_forecast(own, tile, r);
+        own.set(tile.err(r), *tile.fact(ERR, r));
+    });
+}
+
+template <class Team>
+ODE_FN void step_tile(const Team& team, const Tile& tile, int steps) {
+    ode_flow(team, tile, steps);
+    step_after_flow(team, tile);
 }
 
 }  // namespace ODE_ISA

@@ -10,7 +10,7 @@ namespace ODE_ISA {
 void step(const Cell& cell, const Call& call, int steps) {
     for (int first = 0; first < call.batch; first += TILE) {
         const int left = call.batch - first;
-        step_tile(HostTeam{}, Tile{&cell, &call, first, left < TILE ? left : TILE}, steps);
+        step_tile(HostTeam{}, tile_of(cell, call, first, left < TILE ? left : TILE, call.scratch), steps);
     }
 }
 

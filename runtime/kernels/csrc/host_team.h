@@ -210,6 +210,12 @@ inline void dots_block(const float* keys, const float* query, int width, float* 
 }
 
 struct HostTeam {
+    // f(team, r) for the rows of a tile, each with what works for one row alone.
+    template <class F>
+    ODE_INLINE void rows(int n, F f) const {
+        for (int r = 0; r < n; ++r) f(*this, r);
+    }
+
     // f(i) for i in 0 … n, in any order; no two of them may touch the same element.
     template <class F>
     ODE_INLINE void each(int n, F f) const {
@@ -255,18 +261,29 @@ struct HostTeam {
         return lanes[0];
     }
 
+    // The first i with the smallest f(i).
+    template <class F>
+    ODE_INLINE int least(int n, F f) const {
+        int first = 0;
+        for (int i = 1; i < n; ++i) first = f(i) < f(first) ? i : first;
+        return first;
+    }
+
+    // What stands there now, before anything after this call can change it.
+    float read(const float* from) const { return *from; }
     void copy(int n, const float* from, float* to) const { std::memcpy(to, from, sizeof(float) * n); }
     void set(float* to, float value) const { *to = value; }
 
     // y = init + W·x, a row of y and init being as long as W's panels.
     void linear(const Matrix& w, View x, View init, Span y, int rows) const {
+        const float* const weights = static_cast<const float*>(w.data);
         const long stride = static_cast<long>(w.columns) * LANES;
         int p = 0;
         for (; p + 4 <= w.panels; p += 4) {
-            four_panels(w.data + p * stride, w.columns, x, panel(init, p), panel(y, p), rows);
+            four_panels(weights + p * stride, w.columns, x, panel(init, p), panel(y, p), rows);
         }
         if (p == w.panels) return;
-        last_panels(w.data + p * stride, w.panels - p, w.columns, x, panel(init, p), panel(y, p), rows);
+        last_panels(weights + p * stride, w.panels - p, w.columns, x, panel(init, p), panel(y, p), rows);
     }
 
     // out[0 … width) = Σ weights[n] · rows[n·stride …)

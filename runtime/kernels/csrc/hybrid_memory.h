@@ -38,16 +38,16 @@ ODE_FN void project(const Team& team, const Tile& tile) {
     const Cell& cell = *tile.cell;
     const Places& p = cell.place;
     const int features = cell.size.features, queries = p.said + cell.part.slot_query;
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         float* f = tile.at(p.features, r);
-        team.each(features, [=](int i) { f[features + i] = f[i] * f[i]; });
-    }
+        own.each(features, [=](int i) { f[features + i] = f[i] * f[i]; });
+    });
     team.linear(cell.features, tile.view(p.features), {cell.features.bias, 0}, tile.span(p.said), tile.rows);
     team.linear(cell.gate_inner, tile.view(p.features), {cell.gate_inner.bias, 0}, tile.span(p.inner), tile.rows);
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         float* x = tile.at(p.inner, r);
-        team.each(cell.size.gate, [=](int i) { x[i] = silu(x[i]); });
-    }
+        own.each(cell.size.gate, [=](int i) { x[i] = silu(x[i]); });
+    });
     team.linear(cell.gate_outer, tile.view(p.inner), {cell.gate_outer.bias, 0}, tile.span(p.logits), tile.rows);
     team.linear(cell.state, tile.view(p.h), tile.view(queries), tile.span(queries), tile.rows);
 }
@@ -175,9 +175,9 @@ ODE_FN void write_slots(const Team& team, const Tile& tile, const float* said, f
     team.copy(z.slots * z.values, old.values, values);
     team.copy(z.slots, old.strengths, strengths);
     team.each(z.slots, [=](int i) { ages[i] = at_most(before[i] + dt, limit); });
-    int weakest = 0;
-    for (int i = 1; i < z.slots; ++i) weakest = old.strengths[i] < old.strengths[weakest] ? i : weakest;
-    if (*tile.fact(OBSERVED, r) > 0.0f && strength > old.strengths[weakest]) {
+    const float* strengths_before = old.strengths;
+    const int weakest = team.least(z.slots, [=](int i) { return strengths_before[i]; });
+    if (*tile.fact(OBSERVED, r) > 0.0f && strength > strengths_before[weakest]) {
         team.copy(z.keys, said + cell.part.slot_key, keys + weakest * z.keys);
         team.copy(z.values, said + cell.part.slot_value, values + weakest * z.values);
         team.set(strengths + weakest, strength);
@@ -228,13 +228,13 @@ template <class Team>
 ODE_FN void hybrid_memory(const Team& team, const Tile& tile) {
     const Cell& cell = *tile.cell;
     project(team, tile);
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         const float *logits = tile.at(cell.place.logits, r), *said = tile.at(cell.place.said, r);
         const float zeta = *tile.fact(ZETA, r);
         float* gates = tile.gates(r);
-        team.once([&] { gate_row(cell, logits, said, zeta, gates); });
-        read_and_write(team, tile, r, tile.at(cell.place.updating, r) + cell.size.hidden);
-    }
+        own.once([&] { gate_row(cell, logits, said, zeta, gates); });
+        read_and_write(own, tile, r, tile.at(cell.place.updating, r) + cell.size.hidden);
+    });
 }
 
 }  // namespace ODE_ISA

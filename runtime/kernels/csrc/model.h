@@ -16,9 +16,9 @@ enum Store { WORKING = 0, LONGTERM = 1, EPISODIC = 2 };
 
 // y = W·x + bias, W [rows, columns]. The rows are packed in panels of LANES: data[panel][column][lane], so that the
 // product walks through memory once, in order, and needs no sum across lanes. Missing lanes are zero, in bias too;
-// bias may be null.
+// bias may be null. Weights are floats on the CPU, on a device of the type that its kernels are told; biases are floats.
 struct Matrix {
-    const float* data;
+    const void* data;
     const float* bias;
     int rows, columns, panels;
 };

@@ -20,12 +20,12 @@ template <class Team>
 ODE_FN void rotate_rows(const Team& team, const Tile& tile, float at, int to) {
     const Cell& cell = *tile.cell;
     const int count = cell.size.frequencies;
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         const float *phase = tile.phase(r), *frequencies = cell.frequencies;
         const float dt = tile.dt(r);
         float* moved = tile.at(to, r);
-        team.each(count, [=](int k) { rotate(phase, frequencies, count, at, dt, k, moved); });
-    }
+        own.each(count, [=](int k) { rotate(phase, frequencies, count, at, dt, k, moved); });
+    });
 }
 
 // The part of A·[h, u, φ] that does not depend on h, at the share `at` of the gap.
@@ -45,16 +45,16 @@ ODE_FN void derivative(const Team& team, const Tile& tile, const float* fixed, i
     const Cell& cell = *tile.cell;
     const int width = cell.size.hidden, inner = cell.place.field, slopes = cell.place.slopes + stage * padded(width);
     team.linear(cell.hidden, tile.view(from), {fixed, tile.stride()}, tile.span(inner), tile.rows);
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         float* x = tile.at(inner, r);
-        team.each(cell.size.field, [=](int i) { x[i] = silu(x[i]); });
-    }
+        own.each(cell.size.field, [=](int i) { x[i] = silu(x[i]); });
+    });
     team.linear(cell.output, tile.view(inner), {nullptr, 0}, tile.span(slopes), tile.rows);
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         float* slope = tile.at(slopes, r);
         const float *h = tile.at(from, r), *decay = cell.decay;
-        team.each(width, [=](int i) { slope[i] = tanh_of(slope[i]) - decay[i] * h[i]; });
-    }
+        own.each(width, [=](int i) { slope[i] = tanh_of(slope[i]) - decay[i] * h[i]; });
+    });
 }
 
 // to = h + size·Σ weights·slopes
@@ -62,13 +62,13 @@ template <class Team>
 ODE_FN void advance(const Team& team, const Tile& tile, const float* weights, int count, float share, int h, int to) {
     const Cell& cell = *tile.cell;
     const int width = cell.size.hidden;
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         const float size = tile.dt(r) * share;
         const float* from = tile.at(h, r);
         float* out = tile.at(to, r);
-        team.mix(weights, tile.at(cell.place.slopes, r), count, padded(width), width, out);
-        team.each(width, [=](int i) { out[i] = from[i] + size * out[i]; });
-    }
+        own.mix(weights, tile.at(cell.place.slopes, r), count, padded(width), width, out);
+        own.each(width, [=](int i) { out[i] = from[i] + size * out[i]; });
+    });
 }
 
 // err = max(err, RMS of the embedded estimate in units of the tolerance), for a step from `h` to `after`.
@@ -76,19 +76,19 @@ template <class Team>
 ODE_FN void estimate(const Team& team, const Tile& tile, float share, int h, int after) {
     const Cell& cell = *tile.cell;
     const int width = cell.size.hidden;
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         const float size = tile.dt(r) * share, rtol = cell.rtol, atol = cell.atol;
         const float *from = tile.at(h, r), *to = tile.at(after, r);
         float* error = tile.at(cell.place.stage, r);
-        team.mix(cell.method.error, tile.at(cell.place.slopes, r), cell.method.stages, padded(width), width, error);
-        const float squares = team.sum(width, [=](int i) {
+        own.mix(cell.method.error, tile.at(cell.place.slopes, r), cell.method.stages, padded(width), width, error);
+        const float squares = own.sum(width, [=](int i) {
             const float allowed = atol + rtol * larger(magnitude(from[i]), magnitude(to[i]));
             const float ratio = size * error[i] / allowed;
             return ratio * ratio;
         });
         float* err = tile.fact(ERR, r);
-        team.once([=] { *err = larger(::sqrtf(squares / width), *err); });
-    }
+        own.once([=] { *err = larger(::sqrtf(squares / width), *err); });
+    });
 }
 
 // h⁻ into the scratch's `h`, err into its facts. Rows with dt = 0 keep every bit of h.
@@ -98,11 +98,11 @@ ODE_FN void ode_flow(const Team& team, const Tile& tile, int steps) {
     const Tableau& method = cell.method;
     const int width = cell.size.hidden, last_slope = (method.stages - 1) * padded(width);
     const float share = static_cast<float>(1.0 / steps);
-    for (int r = 0; r < tile.rows; ++r) {
-        team.copy(width, tile.member(cell.member.h, width, r), tile.at(cell.place.h, r));
-        team.copy(width, tile.member(cell.member.u, width, r), tile.at(cell.place.stage, r));
-        team.set(tile.fact(ERR, r), 0.0f);
-    }
+    team.rows(tile.rows, [&](const auto& own, int r) {
+        own.copy(width, tile.member(cell.member.h, width, r), tile.at(cell.place.h, r));
+        own.copy(width, tile.member(cell.member.u, width, r), tile.at(cell.place.stage, r));
+        own.set(tile.fact(ERR, r), 0.0f);
+    });
     team.linear(cell.drive, tile.view(cell.place.stage), {cell.drive.bias, 0}, tile.span(cell.place.drive), tile.rows);
     int h = cell.place.h, after = cell.place.after;
     double known = -1.0;  // the time for which `fixed` was made
@@ -110,10 +110,10 @@ ODE_FN void ode_flow(const Team& team, const Tile& tile, int steps) {
     for (int n = 0; n < steps; ++n) {
         for (int i = 0; i < method.stages; ++i) {
             if (i == 0 && n > 0 && method.fsal) {
-                for (int r = 0; r < tile.rows; ++r) {
+                team.rows(tile.rows, [&](const auto& own, int r) {
                     float* slopes = tile.at(cell.place.slopes, r);
-                    team.copy(width, slopes + last_slope, slopes);
-                }
+                    own.copy(width, slopes + last_slope, slopes);
+                });
                 continue;
             }
             const double time = (n + method.c[i]) / steps;
@@ -128,10 +128,10 @@ ODE_FN void ode_flow(const Team& team, const Tile& tile, int steps) {
         h = after;
         after = swapped;
     }
-    for (int r = 0; r < tile.rows; ++r) {
+    team.rows(tile.rows, [&](const auto& own, int r) {
         const float* moved = tile.dt(r) > 0.0f ? tile.at(h, r) : tile.member(cell.member.h, width, r);
-        if (moved != tile.at(cell.place.h, r)) team.copy(width, moved, tile.at(cell.place.h, r));
-    }
+        if (moved != tile.at(cell.place.h, r)) own.copy(width, moved, tile.at(cell.place.h, r));
+    });
 }
 
 }  // namespace ODE_ISA

@@ -20,19 +20,27 @@ struct Span {
     int stride;
 };
 
-// Begin of a member of stream `row`.
+// The state of `batch` streams, as a tile sees it that begins at stream `first`.
 template <class Float>
-ODE_FN Float* of(Float* state, int member, int size, int batch, int row) {
-    return state + static_cast<long>(member) * batch + static_cast<long>(row) * size;
-}
+struct Arena {
+    Float* data;
+    int batch, first;
+
+    ODE_FN Float* at(int member, int size, int r) const {
+        return data + static_cast<long>(member) * batch + static_cast<long>(first + r) * size;
+    }
+};
 
 struct Tile {
     const Cell* cell;
     const Call* call;
     int first, rows;
+    float* scratch;  // rows of Places::row floats
+    Arena<const float> old;
+    Arena<float> fresh;
 
     ODE_FN int stride() const { return cell->place.row; }
-    ODE_FN float* at(int place, int r) const { return call->scratch + place + static_cast<long>(r) * stride(); }
+    ODE_FN float* at(int place, int r) const { return scratch + place + static_cast<long>(r) * stride(); }
     ODE_FN float* fact(int which, int r) const { return at(cell->place.facts, r) + which; }
     ODE_FN View view(int place) const { return {at(place, 0), stride()}; }
     ODE_FN Span span(int place) const { return {at(place, 0), stride()}; }
@@ -59,15 +67,51 @@ struct Tile {
     }
 
     ODE_FN const float* member(int offset, int size, int r) const {
-        return apart() ? own(r).state + offset : of(call->state, offset, size, call->batch, first + r);
+        return apart() ? own(r).state + offset : old.at(offset, size, r);
     }
     ODE_FN float* next(int offset, int size, int r) const {
-        return apart() ? own(r).next_state + offset : of(call->next_state, offset, size, call->batch, first + r);
+        return apart() ? own(r).next_state + offset : fresh.at(offset, size, r);
     }
     ODE_FN float* y(int r) const { return apart() ? own(r).y : part(call->y, cell->size.answers, r); }
     ODE_FN float* err(int r) const { return apart() ? own(r).err : call->err + first + r; }
     ODE_FN float* gates(int r) const { return apart() ? own(r).gates : part(call->gates, cell->size.gates, r); }
 };
+
+// f(offset, floats of one stream) for every member that the cell has, in the order in which they lie in the state.
+template <class F>
+ODE_FN void each_memory(const Cell& cell, F f) {
+    const Sizes& z = cell.size;
+    const Members& m = cell.member;
+    for (int i = 0; i < z.stores; ++i) {
+        if (z.store[i] == LONGTERM) {
+            f(m.m, z.heads * z.keys * z.values);
+            continue;
+        }
+        const bool window = z.store[i] == WORKING;
+        const int n = window ? z.window : z.slots;
+        f(window ? m.wk : m.ek, n * z.keys);
+        f(window ? m.wv : m.ev, n * z.values);
+        f(window ? m.ws : m.es, n);
+        f(window ? m.wa : m.ea, n);
+    }
+}
+
+template <class F>
+ODE_FN void each_member(const Cell& cell, F f) {
+    const Sizes& z = cell.size;
+    const Members& m = cell.member;
+    f(m.h, z.hidden);
+    f(m.u, z.hidden);
+    f(m.ua, 1);
+    f(m.st, 3);
+    if (z.averages > 0) f(m.norm, z.channels * (z.averages + 3));
+    each_memory(cell, f);
+}
+
+// A tile that reads and writes the call's own states, its rows' scratch at `scratch`.
+ODE_FN Tile tile_of(const Cell& cell, const Call& call, int first, int rows, float* scratch) {
+    return {&cell, &call, first, rows, scratch, {call.state, call.batch, first}, {call.next_state, call.batch, first}};
+}
 
 }  // namespace ODE_ISA
 }  // namespace odestream
