@@ -1,4 +1,4 @@
-"""Builds the CPU library: `python -m odestream.runtime.kernels.build`.
+"""Builds the CPU library: `python -m odestream.runtime.kernels.build`; with `--cuda` that for GPUs, see `build_cuda`.
 
 A library's name holds a hash of the sources and of how they are compiled, so that one built from others is never
 loaded. It is put beside the sources where that folder can be written, else into the user's cache.
@@ -33,6 +33,7 @@ PLAIN = ("bundle.cpp", "dispatch.cpp", "load.cpp", "odestream.cpp", "stream.cpp"
 WITH_JSON, WITHOUT_JSON = ("manifest.cpp", "snapshot.cpp"), ("without_json.cpp",)
 STEP = "cpu_step.cpp"
 COMPILERS = ("c++", "g++", "clang++")
+_REMEDY = "install a compiler for C++17, such as g++ 9 or later, or use the onnxruntime backend"
 
 
 def instruction_sets() -> dict[str, tuple[str, ...]]:
@@ -110,7 +111,7 @@ def build(out: Path | None = None, extra: tuple[str, ...] = ()) -> Path:
     extra: flags for the compiler, such as a sanitizer's. Raises CompatError where there is no compiler or it fails.
     """
     compiler = find_compiler()
-    target = (out or _writable()) / library_name()
+    target = (out or writable_folder()) / library_name()
     with tempfile.TemporaryDirectory() as scratch:
         made = compile_library(compiler, Path(scratch), extra)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,40 +124,53 @@ def compile_library(compiler: str, folder: Path, extra: tuple[str, ...]) -> Path
     objects = []
     for source, name, flags in units(instruction_sets(), json_flags(compiler)):
         target = folder / f"{Path(source).stem}{name}.o"
-        _run(compiler, *flags, *extra, "-c", str(SOURCES / source), "-o", str(target))
+        run_compiler(_REMEDY, compiler, *flags, *extra, "-c", str(SOURCES / source), "-o", str(target))
         objects.append(str(target))
     library = folder / "library.so"
-    _run(compiler, "-shared", *extra, *objects, "-o", str(library))
+    run_compiler(_REMEDY, compiler, "-shared", *extra, *objects, "-o", str(library))
     return library
 
 
 def main() -> None:
     """Build from the command line; exit status 2 and one sentence where it cannot be done."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Build the CPU library of the native backend.")
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Build the library of the native backend.")
     parser.add_argument("--out", type=Path, help="folder for the library (default: beside its sources, or the cache)")
     parser.add_argument("--force", action="store_true", help="build it even if it is there")
+    parser.add_argument("--cuda", action="store_true", help="build the library for NVIDIA GPUs, by nvcc")
+    parser.add_argument("--arch", help="with --cuda: compute capabilities such as 87,90 (default: this GPU's, or all)")
     options = parser.parse_args()
     try:
-        found = None if options.force or options.out else find_library()
-        print(found or build(options.out))
+        print(_build_as(options))
     except OdestreamError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def _writable() -> Path:
+def _build_as(options: argparse.Namespace) -> Path:
+    from odestream.runtime.kernels import build_cuda  # which needs this module
+
+    architectures = tuple(options.arch.split(",")) if options.arch else ()
+    if architectures and not options.cuda:
+        raise CompatError("--arch chooses GPUs; give it together with --cuda")
+    find = build_cuda.find_cuda_library if options.cuda else find_library
+    found = None if options.force or options.out else find()
+    if found is not None:
+        return found
+    return build_cuda.build_cuda(options.out, architectures) if options.cuda else build(options.out)
+
+
+def writable_folder() -> Path:
+    """Where a library is put: beside the sources, or the user's cache."""
     folder = BESIDE if BESIDE.exists() else BESIDE.parent
     return BESIDE if os.access(folder, os.W_OK) else cache_folder()
 
 
-def _run(*command: str) -> None:
+def run_compiler(remedy: str, *command: str) -> None:
+    """Run a command; CompatError with its first error and the remedy where it fails."""
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
-        raise CompatError(
-            f"{command[0]} cannot build the native library ({lines[0].strip()[:300]}); "
-            "install a compiler for C++17, such as g++ 9 or later, or use the onnxruntime backend"
-        )
+        raise CompatError(f"{command[0]} cannot build the native library ({lines[0].strip()[:300]}); {remedy}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ struct Device {
 // CUDA's error if the device's numbers cannot be had.
 cudaError_t describe(int device, Device& found);
 
+// Success where this library holds code for the device.
+cudaError_t usable(int device);
+
 // Floats that `scratch` of a call below must hold; 0 where blocks have room for it themselves, and it may be null.
 size_t step_scratch(const Cell& cell, int batch, const Device& device);
 size_t flow_scratch(const Cell& cell, int batch, const Device& device);

@@ -5,6 +5,9 @@
 #include "cuda_team.h"
 
 #include <cuda_pipeline.h>
+#include <cuda_runtime.h>
+
+#include <type_traits>
 
 namespace odestream {
 
@@ -48,11 +51,6 @@ int memory_row(const Cell& cell) { return cell.place.row + 2 * padded(cell.membe
 
 size_t scratch_of(const Shape& shape, int batch, int row) {
     return shape.room == FAR ? static_cast<size_t>(batch) * row : 0;
-}
-
-__device__ inline float* block_memory() {
-    extern __shared__ float4 memory[];
-    return reinterpret_cast<float*>(memory);
 }
 
 __device__ inline void fetch(const float* from, int n, float* to) {
@@ -213,6 +211,13 @@ cudaError_t describe(int device, Device& found) {
     const cudaError_t status = cudaDeviceGetAttribute(&found.processors, cudaDevAttrMultiProcessorCount, device);
     if (status != cudaSuccess) return status;
     return cudaDeviceGetAttribute(&found.block_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+}
+
+cudaError_t usable(int device) {
+    const cudaError_t status = cudaSetDevice(device);
+    if (status != cudaSuccess) return status;
+    cudaFuncAttributes attributes;
+    return cudaFuncGetAttributes(&attributes, step_kernel<float, 1>);
 }
 
 size_t step_scratch(const Cell& cell, int batch, const Device& device) {

@@ -15,6 +15,12 @@ namespace ODE_ISA {
 constexpr int WARP = 32;
 constexpr unsigned WHOLE_WARP = 0xffffffffu;
 
+// What the launch gave each block, aligned for the widest loads.
+ODE_FN float* block_memory() {
+    extern __shared__ float4 memory[];
+    return reinterpret_cast<float*>(memory);
+}
+
 struct BlockThreads {
     ODE_FN static int index() { return threadIdx.x; }
     ODE_FN static int count() { return blockDim.x; }

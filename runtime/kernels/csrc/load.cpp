@@ -377,7 +377,7 @@ Loaded load_cell(const odestream_config& config, const odestream_weight* weights
     cell.method = tableau_of(config);
     cell.rtol = config.rtol, cell.atol = config.atol, cell.age_limit = config.age_limit;
     const Weights named(weights, count);
-    const size_t floats = place_all(cell, config, named, nullptr);
+    const size_t floats = loaded.floats = place_all(cell, config, named, nullptr);
     void* memory = nullptr;
     if (posix_memalign(&memory, 64, floats * sizeof(float)) != 0) throw std::bad_alloc();
     std::memset(memory, 0, floats * sizeof(float));

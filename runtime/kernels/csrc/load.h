@@ -25,6 +25,7 @@ struct Freed {
 struct Loaded {
     Cell cell;
     std::unique_ptr<float, Freed> block;
+    size_t floats;  // of the block, which holds all that the cell points to
     std::string layout;
 };
 
