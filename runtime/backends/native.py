@@ -118,6 +118,7 @@ class NativeBinding(HostBinding):
 
 
 _TOKENS = 2
+_FLOATS = ("float32", "float16", "bfloat16")
 
 
 def _takes_tokens(spec: StepSpec) -> bool:
@@ -128,10 +129,18 @@ def _weights(
     manifest: Manifest, arrays: Mapping[str, NDArray[np.generic]]
 ) -> tuple[ctypes.Array[Weight], list[NDArray[np.generic]]]:
     """The manifest's weights for the library, and the arrays that must outlive its reading of them."""
-    kept = [np.ascontiguousarray(arrays[entry.name]) for entry in manifest.weights]
-    pairs = zip(manifest.weights, kept, strict=True)
-    structs = [_weight(entry, array) for entry, array in pairs if entry.dtype == "float32"]
+    entries = [entry for entry in manifest.weights if entry.dtype in _FLOATS]
+    kept = [_widened(entry, arrays[entry.name]) for entry in entries]
+    structs = [_weight(entry, array) for entry, array in zip(entries, kept, strict=True)]
     return (Weight * len(structs))(*structs), kept
+
+
+def _widened(entry: WeightEntry, array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """A weight as contiguous float32; every float16 and bfloat16 is one exactly."""
+    if entry.dtype == "bfloat16":
+        wide: NDArray[np.generic] = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return wide
+    return np.ascontiguousarray(array, np.float32)
 
 
 def _weight(entry: WeightEntry, array: NDArray[np.generic]) -> Weight:

@@ -57,8 +57,6 @@ def native_config(manifest: Manifest) -> Config:
     """
     if manifest.solver is None or not {"task", "sizes"} <= set(manifest.config):
         raise CompatError(f"native runs odestream's own cells, which {manifest.name} is not; {ELSEWHERE}")
-    if manifest.dtype != "fp32":
-        raise CompatError(f"native runs fp32, {manifest.name} is {manifest.dtype}; {ELSEWHERE}")
     try:
         cell = msgspec.convert(manifest.config, _Cell)
     except msgspec.ValidationError as cause:

@@ -15,6 +15,8 @@ import typer
 
 from odestream.runtime.errors import CompatError
 from odestream.runtime.kernels.build import COMMAND
+from odestream.runtime.kernels.build_cuda import CUDA_COMMAND
+from odestream.runtime.kernels.cuda_library import find_gpu, load_cuda_library
 from odestream.runtime.kernels.library import load_library
 from odestream.runtime.verbs.console import machine, print_json, show_table, versions
 
@@ -45,7 +47,7 @@ def doctor(
     """
     installed = versions(*PACKAGES)
     board = describe_board()
-    parts = [onnxruntime_part(installed, board), native_part(), *extra_parts(installed)]
+    parts = [onnxruntime_part(installed, board), native_part(), native_cuda_part(), *extra_parts(installed)]
     if as_json:
         print_json(
             {
@@ -100,6 +102,21 @@ def native_part() -> Part:
     return Part(
         "backend native", True, f"built for {instructions}; auto takes it for odestream's own cells in float32", None
     )
+
+
+def native_cuda_part() -> Part:
+    """Whether our own kernels can run cells on a GPU here, for those who ask for them by name."""
+    name = "backend native-cuda"
+    try:
+        library = load_cuda_library()
+    except CompatError as error:
+        return Part(name, False, str(error), CUDA_COMMAND)
+    try:
+        gpu = find_gpu(library)
+    except CompatError as error:
+        return Part(name, False, str(error), None)
+    detail = f"{gpu.name}, compute capability {gpu.capability}, driver for CUDA {gpu.driver}; taken by name alone"
+    return Part(name, True, detail, None)
 
 
 def extra_parts(installed: dict[str, str | None]) -> list[Part]:

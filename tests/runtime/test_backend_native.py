@@ -216,7 +216,6 @@ UNFIT: list[tuple[Callable[[Bundle], Bundle], str]] = [
     (with_config(scale=[1.0]), "1 scales and 2 centres for 2 channels"),
     (with_config(task="translate"), "cannot read the configuration"),
     (with_config(task="tokens"), "tokens come with channels or running averages"),
-    (lambda b: changed(b, dtype="fp16"), "native runs fp32, .* is fp16; use the onnxruntime backend"),
     (lambda b: changed(b, config={}), "native runs odestream's own cells"),
 ]
 
