@@ -7,6 +7,7 @@ from hypothesis import settings
 
 from odestream.runtime import CompatError
 from odestream.runtime.kernels.build import build, find_compiler, find_library
+from tests.helpers.emulated import emulated_library
 
 # Other work on the machine must not fail a test, and a failure must come back on the next run.
 settings.register_profile("odestream", deadline=None, derandomize=True)
@@ -24,3 +25,12 @@ def native_library() -> Path:
             pytest.skip(str(error))
         found = build()
     return found
+
+
+@pytest.fixture(scope="session")
+def cuda_on_cpu() -> Path:
+    """The CUDA library's own sources compiled for the CPU; skipped where there is no compiler."""
+    try:
+        return emulated_library()
+    except CompatError as error:
+        pytest.skip(str(error))

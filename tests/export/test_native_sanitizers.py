@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from odestream.models.config import Task
-from odestream.runtime import CompatError
 from odestream.runtime.kernels.build import build, find_compiler, json_flags
 from odestream.runtime.kernels.library import LIBRARY_VARIABLE
 from tests.export.conftest import CONFIGS, Exported
+from tests.helpers.sanitizers import sanitized_environment
 
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1")
 REPLAY = """
@@ -141,24 +140,8 @@ print("clean")
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment in which a process loads a library with sanitizers."""
-    try:
-        compiler = find_compiler()
-    except CompatError as error:
-        pytest.skip(str(error))
-    found = [_runtime(compiler, name) for name in ("libasan.so", "libubsan.so")]
-    if None in found:
-        pytest.skip("the compiler brings no sanitizers")
-    library = build(tmp_path_factory.mktemp("sanitized"), SANITIZE)
-    preload = " ".join(str(path) for path in found)
-    # Python itself never frees all that it has, and libraries of other packages are not what is tested.
-    options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    return {**os.environ, **options, "LD_PRELOAD": preload, LIBRARY_VARIABLE: str(library)}
-
-
-def _runtime(compiler: str, name: str) -> Path | None:
-    done = subprocess.run([compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True)
-    path = Path(done.stdout.strip())
-    return path.resolve() if path.is_absolute() else None
+    environment = sanitized_environment("libasan.so", "libubsan.so")
+    return {**environment, LIBRARY_VARIABLE: str(build(tmp_path_factory.mktemp("sanitized"), SANITIZE))}
 
 
 @pytest.mark.slow

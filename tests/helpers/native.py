@@ -55,22 +55,29 @@ def memory_bundle(cell: Cell, buckets: tuple[int, ...] = (1, 4)) -> Bundle:
 
 
 def differences(
-    cell: Cell, binding: Binding, inputs: Mapping[str, torch.Tensor], label: str, chained: bool = False
+    cell: Cell,
+    binding: Binding,
+    inputs: Mapping[str, torch.Tensor],
+    label: str,
+    chained: bool = False,
+    backend: str = "native",
 ) -> dict[str, float]:
     """Largest error of every output and state member over inputs [T, B, …], in units of what is tolerated.
 
-    Every call starts from torch's state, unless `chained`: native then runs on from its own.
+    Every call starts from torch's state, unless `chained`: the binding then runs on from its own.
     """
     reference, state = torch_reference(cell), cell.initial_state(binding.batch)
-    layout, limits = Layout(cell.spec().state, binding.batch), tolerances("fp32", "native")
+    layout, limits = Layout(cell.spec().state, binding.batch), tolerances("fp32", backend)
     worst: dict[str, float] = {}
     for t in range(len(inputs["dt"])):
         row = {name: values[t] for name, values in inputs.items()}
         for name, value in row.items():
             binding.inputs[name][...] = value.numpy()
         if not chained:
-            for name, view in layout.views(binding.arena).items():
+            arena = binding.arena
+            for name, view in layout.views(arena).items():
                 view[...] = state[name].detach().numpy()
+            binding.set_state(arena)
         outputs, state = reference(label, row, state)  # type: ignore[assignment]
         binding.run(label)
         binding.swap()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from odestream.runtime import CompatError
 from odestream.runtime.kernels import build as kernels
 from odestream.runtime.kernels import library
+from tests.helpers.tools import require
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -30,13 +30,6 @@ EACH(exp_, exp_of(x[i])) EACH(log_, log_of(x[i])) EACH(tanh_, tanh_of(x[i])) EAC
 EACH(silu_, silu(x[i])) EACH(hard_, hard_sigmoid(x[i])) EACH(decayed_, decayed(x[i]))
 EACH(sine_, sine(x[i])) EACH(cosine_, cosine(x[i]))
 """
-
-
-def require(tool: str) -> str:
-    found = shutil.which(tool)
-    if found is None:
-        pytest.skip(f"{tool} is not installed")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -246,11 +239,3 @@ def test_a_library_built_without_json_streams_and_says_what_it_lacks(
     (tmp_path / "manifest.json").write_text("{}")
     assert built.odestream_open(str(tmp_path).encode(), ctypes.byref(model)) != 0
     assert "without JSON; install nlohmann-json" in built.odestream_last_error().decode()
-
-
-@pytest.mark.slow
-def test_nvcc_compiles_the_step_for_the_device(tmp_path: Path) -> None:
-    nvcc, target = require("nvcc"), tmp_path / "step.o"
-    options = ("-std=c++17", "-Werror", "all-warnings", "-Wno-deprecated-gpu-targets")
-    subprocess.run([nvcc, *options, "-c", str(kernels.SOURCES / "cuda_step.cu"), "-o", str(target)], check=True)
-    assert b"step_kernel" in target.read_bytes()
