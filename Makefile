@@ -12,11 +12,11 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint format slow wheel clean
+.PHONY: help setup demo test test-gpu lint format slow wheel clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
-	@echo "also: make setup | lint | format | slow | wheel | clean"
+	@echo "also: make setup | lint | format | slow | test-gpu | wheel | clean"
 
 setup: $(STAMP)
 
@@ -25,6 +25,12 @@ demo: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# On a machine with an NVIDIA GPU and nvcc: build for it, check against torch, sanitize, and time beside the peers.
+test-gpu: $(STAMP)
+	$(BIN)/python -m odestream.runtime.kernels.build --cuda
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check
