@@ -59,7 +59,12 @@ def find_nvcc() -> str:
 
 def default_architectures() -> tuple[str, ...]:
     """`native` on a machine with a GPU, else ARCHITECTURES."""
-    return ("native",) if any(Path(file).exists() for file in _DEVICE_FILES) else ARCHITECTURES
+    return ("native",) if has_gpu() else ARCHITECTURES
+
+
+def has_gpu() -> bool:
+    """Whether a driver has laid out the device files of an NVIDIA GPU or Jetson."""
+    return any(Path(file).exists() for file in _DEVICE_FILES)
 
 
 def architecture_flags(architectures: tuple[str, ...]) -> tuple[str, ...]:

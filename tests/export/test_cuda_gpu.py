@@ -18,7 +18,7 @@ from odestream.runtime import CompatError
 from odestream.runtime.arena import Layout
 from odestream.runtime.backends.native_cuda import NativeCudaBinding, open_engine
 from odestream.runtime.bundle import Bundle
-from odestream.runtime.kernels.build_cuda import build_cuda, find_cuda_library
+from odestream.runtime.kernels.build_cuda import build_cuda, find_cuda_library, has_gpu
 from odestream.runtime.kernels.cuda_library import find_gpu, load_cuda_library
 from odestream.runtime.replay import failures
 from tests.export.conftest import CONFIGS, Exported
@@ -51,6 +51,8 @@ for batch in (1, 3, 700):
 @pytest.fixture(scope="module")
 def gpu() -> None:
     """A GPU and the library, built if it is not there; skipped, with the reason, where either is not to be had."""
+    if not has_gpu():
+        pytest.skip("no NVIDIA GPU is here: its driver has no device files")
     try:
         if find_cuda_library() is None:
             build_cuda()
