@@ -61,12 +61,13 @@ class NativeCore:
         weakref.finalize(self, self._library.odestream_stream_destroy, self.pointer)
         self._progress: Progress = self._library.odestream_stream_progress(self.pointer).contents
         self._step, self._predict = self._library.odestream_stream_step, self._library.odestream_stream_predict
-        self._inputs: Mapping[str, NDArray[Any]] = {
+        inputs: Mapping[str, NDArray[Any]] = {
             t.name: aligned((1, *t.shape), t.dtype) for t in manifest.spec.inputs if t.name in ("x", "mask")
         }
-        self._intake = Intake(manifest, self._inputs)
-        self.x, self.mask = (self._inputs[name].reshape(-1) for name in ("x", "mask"))
-        self._x_at, self._mask_at = (self._inputs[name].ctypes.data for name in ("x", "mask"))
+        self._intake = Intake(manifest, inputs)
+        self._checked_mask = inputs["mask"][0]
+        self.x, self.mask = inputs["x"].reshape(-1), aligned(self._checked_mask.shape, np.float32)
+        self._x_at, self._mask_at = self.x.ctypes.data, self.mask.ctypes.data
         self._shape = None if self._intake.takes_tokens else self._intake.shape
         self._gaps = GapRule(manifest, self.clock, str(rule.buckets[-1]))
         self._labels = tuple(str(bucket) for bucket in rule.buckets)
@@ -153,6 +154,7 @@ class NativeCore:
         if last is not None and now <= last:
             raise does_not_advance(self.clock, now, last)
         self._intake.observe(x, mask)
+        self.mask[...] = self._checked_mask  # which the intake may leave as it was, knowing what it holds
         return self._mask_at
 
     def failure(self, status: int, now: int, x: ArrayLike, mask: ArrayLike | None) -> OdestreamError:

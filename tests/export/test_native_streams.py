@@ -211,11 +211,9 @@ TICK = st.one_of(st.integers(0, 3), st.integers(0, 100 * SECOND), st.integers(0,
 VALUE = st.one_of(
     st.floats(340, 360, width=32), st.floats(-1e4, 1e4, width=32), st.sampled_from([np.nan, 3e38, np.inf])
 )
-OBSERVED = st.tuples(
-    st.lists(VALUE, min_size=2, max_size=2),
-    TICK,
-    st.sampled_from([None, [1, 1], [1, 0], [0, 0], [1, 2], [True, False]]),
-)
+MASK = st.sampled_from([None, [1, 1], [1, 0], [0, 0], [1, 2], [True, False]])
+KIND = st.sampled_from([list, np.float32, np.float64])
+OBSERVED = st.tuples(st.lists(VALUE, min_size=2, max_size=2), TICK, MASK, KIND, st.sampled_from([list, np.float32]))
 ACT = st.one_of(OBSERVED, OBSERVED, TICK, st.just("reload"))
 
 
@@ -240,9 +238,27 @@ def test_whatever_is_done_to_a_stream_the_library_does_what_python_does(
         elif isinstance(act, int):
             pair.both(foresee(t + act))
         else:
-            x, gap, mask = act
-            if isinstance(pair.both(observe(np.array(x, np.float32), t + gap, mask)), Output):
+            x, gap, mask, *kinds = act
+            x, mask = (
+                v if v is None or kind is list else np.array(v, kind) for v, kind in zip((x, mask), kinds, strict=True)
+            )
+            if isinstance(pair.both(observe(x, t + gap, mask)), Output):
                 t += gap
+
+
+def test_observations_given_in_turn_as_lists_and_as_arrays_do_not_mix(small: Bundle) -> None:
+    """Every way after every two others: what one leaves in a buffer, the next must not find."""
+    ways = list(itertools.product((list, np.float32, np.float64), (None, list, np.float32, np.bool_)))
+    pair, t = Pair(adjusted(small)), 0
+    for three in itertools.product(ways, repeat=3):
+        for kind, seen in three:
+            t += SECOND // 10
+            x, mask = [350 + t % 7, -2], [t // SECOND % 2, 1]
+            given = x if kind is list else np.array(x, kind)
+            masked = None if seen is None else mask if seen is list else np.array(mask, seen)
+            assert isinstance(answer(pair.ours, observe(given, t, masked)), Output)
+            assert isinstance(answer(pair.theirs, observe(given, t, masked)), Output)
+    assert same_state(pair.ours.save(), pair.theirs.save())
 
 
 def test_a_saved_stream_goes_on_in_either(small: Bundle) -> None:

@@ -86,7 +86,9 @@ Stream::Stream(const odestream_model& model, const odestream_solving& solving)
     std::memset(memory, 0, bytes);
     block_.reset(static_cast<float*>(memory));
     place(block_.get());
-    std::memcpy(frequencies, solving.frequency, sizeof(double) * static_cast<size_t>(z.frequencies));
+    if (z.frequencies > 0) {
+        std::memcpy(frequencies, solving.frequency, sizeof(double) * static_cast<size_t>(z.frequencies));
+    }
     std::memcpy(arena_[0], solving.initial, sizeof(float) * static_cast<size_t>(cell_.member.total));
     clock_ = {solving.ticks_per_unit, solving.origin, z.frequencies, reinterpret_cast<const double*>(frequencies)};
     row_ = {x_, mask_, dt_, phase_, arena_[0], outputs_, outputs_ + z.answers, outputs_ + z.answers + 1, arena_[1]};
