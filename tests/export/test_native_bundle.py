@@ -200,6 +200,7 @@ FORGED: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], object], str]
     ("clock", lambda _, info: info["time"].update(origin=5), "its ticks are not the bundle's"),
     ("two streams", lambda _, info: info["streams"].append({}), "it holds 2 streams"),
     ("no stream", lambda _, info: info["streams"].clear(), "it holds 0 streams"),
+    ("held", lambda _, info: first(info).update(held=[1.0]), "fills in held values"),
     ("unknown field", lambda _, info: info.update(more=1), "the field more is unknown"),
     ("missing field", lambda _, info: info.pop("name"), "name is missing"),
     ("tick", lambda _, info: first(info).update(last_tick=1 << 63), "last_tick is not a whole number from"),

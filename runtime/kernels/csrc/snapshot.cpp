@@ -142,6 +142,7 @@ void read_counts(const Manifest& manifest, const Json& value, const char* name, 
 }
 
 odestream_progress read_record(const Manifest& manifest, const Json& value) {
+    if (value.contains("held")) refuse("its stream fills in held values, which this library does not; restore it in Python");
     const Fields record(value, "streams",
                         {"name", "last_tick", "steps", "flagged", "split", "buckets", "rerun", "rejected", "previous"});
     record.text("name");
