@@ -12,15 +12,19 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-gpu lint format slow wheel clean
+.PHONY: help setup native demo test test-gpu lint format slow wheel clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
-	@echo "also: make setup | lint | format | slow | test-gpu | wheel | clean"
+	@echo "also: make setup | native | lint | format | slow | test-gpu | wheel | clean"
 
 setup: $(STAMP)
 
-demo: $(STAMP)
+# The CPU library, with which `auto` runs odestream's own cells; without a compiler, they run on ONNX Runtime.
+native: $(STAMP)
+	$(BIN)/python -m odestream.runtime.kernels.build || true
+
+demo: native
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/demo.sh
 
 test: lint
