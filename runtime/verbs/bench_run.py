@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from odestream.runtime import load
 from odestream.runtime.errors import InputError
 from odestream.runtime.model import AUTO
 from odestream.runtime.verbs.bench_subjects import Walk, subjects
 from odestream.runtime.verbs.console import progress_bar
-from odestream.runtime.verbs.latency import Measured, measure, summary
+from odestream.runtime.verbs.latency import Measured, measure, median_ratio, summary
 from odestream.runtime.verbs.tally import as_json
 
 
@@ -94,13 +92,7 @@ def run_bench(bundle: Path, backends: Sequence[str], plan: Plan) -> tuple[str, l
                 models[place].why,
                 measured,
                 walks[place][i] if i < len(walks[place]) else None,
-                _ratio(measured, first[i]) if len(models) > 1 else None,
+                median_ratio(measured, first[i]) if len(models) > 1 else None,
             )
             for (place, i), measured in zip(order, results, strict=True)
         ]
-
-
-def _ratio(measured: Measured, first: Measured) -> float:
-    """A disturbance that outlasts a round falls on both alike."""
-    pairs = zip(measured.rounds, first.rounds, strict=True)
-    return float(np.median([np.median(own) / np.median(reference) for own, reference in pairs]))

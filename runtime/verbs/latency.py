@@ -57,19 +57,27 @@ class Measured:
         return np.concatenate(self.rounds)
 
 
-def measure(subjects: Sequence[Subject], seconds: float, done: Callable[[float], None]) -> list[Measured]:
+def measure(
+    subjects: Sequence[Subject], seconds: float, done: Callable[[float], None], rounds: int = ROUNDS
+) -> list[Measured]:
     """Measure each subject for `seconds` in all; done(seconds) hears of the time that has passed."""
     for subject in subjects:
         _warm_up(subject)
     results: list[list[tuple[Times, int]]] = [[] for _ in subjects]
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for subject, collected in zip(subjects, results, strict=True):
-            collected.append(_round(subject, seconds / ROUNDS))
-            done(seconds / ROUNDS)
+            collected.append(_round(subject, seconds / rounds))
+            done(seconds / rounds)
     return [
         Measured(subject, tuple(times for times, _ in collected), sum(missed for _, missed in collected))
         for subject, collected in zip(subjects, results, strict=True)
     ]
+
+
+def median_ratio(measured: Measured, first: Measured) -> float:
+    """Of the medians, the median over the rounds: a disturbance that outlasts a round falls on both alike."""
+    pairs = zip(measured.rounds, first.rounds, strict=True)
+    return float(np.median([np.median(own) / np.median(reference) for own, reference in pairs]))
 
 
 def summary(measured: Measured) -> dict[str, Any]:
