@@ -61,8 +61,7 @@ ODE_FN void expect(const Team& team, const Tile& tile) {
         own.copy(z.hidden, tile.at(cell.place.h, r), parts);
         own.copy(2 * z.frequencies, tile.at(cell.place.moved, r), parts + z.hidden);
         if (z.averages == 0) return;
-        float* norm = parts + z.hidden + 2 * z.frequencies;
-        own.each_in_turn(z.channels, [&](int i) { head_features(tile, r, i, norm); });
+        head_features(own, tile, r, parts + z.hidden + 2 * z.frequencies);
     });
     two_layers(team, tile, cell.expect_inner, cell.expect_outer, cell.place.expecting, cell.place.expected);
 }
@@ -175,7 +174,7 @@ ODE_FN void jump(const Team& team, const Tile& tile) {
             next_u[i] = observed ? e[i] : u[i];
         });
         own.set(tile.next(cell.member.ua, 1, r), observed ? 0.0f : *tile.fact(ELAPSED, r));
-        if (z.averages > 0) own.each_in_turn(z.channels, [&](int i) { observe_channel(tile, r, i); });
+        if (z.averages > 0) observe_row(own, tile, r);
     });
 }
 

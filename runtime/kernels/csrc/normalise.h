@@ -39,21 +39,25 @@ ODE_FN void fixed_features(const Tile& tile, int r, int channel, float* features
     features[cell.size.channels + channel] = mask;
 }
 
-// What the forecast head sees: (last − avg)/s, log(1 + elapsed), seen.
-ODE_FN void head_features(const Tile& tile, int r, int channel, float* parts) {
+// What the forecast head sees of a row: (last − avg)/s, log(1 + elapsed), seen.
+template <class Team>
+ODE_FN void head_features(const Team& team, const Tile& tile, int r, float* parts) {
     const Cell& cell = *tile.cell;
     const int channels = cell.size.channels, averages = cell.size.averages;
-    const float* norm = norm_of(tile, r, channel);
-    for (int j = 0; j < averages; ++j) {
-        parts[channel * averages + j] = (norm[LAST] - norm[AVERAGES + j]) / cell.scale[channel];
-    }
-    const float since = at_most(norm[SINCE] + tile.dt(r), cell.age_limit);
-    parts[channels * averages + channel] = log_of(1.0f + since);
-    parts[channels * (averages + 1) + channel] = norm[SEEN];
+    float *logs = parts + channels * averages, *seen = logs + channels;
+    team.each_in_turn(channels, [&](int i) {
+        const float* norm = norm_of(tile, r, i);
+        for (int j = 0; j < averages; ++j) {
+            parts[i * averages + j] = (norm[LAST] - norm[AVERAGES + j]) / cell.scale[i];
+        }
+        logs[i] = at_most(norm[SINCE] + tile.dt(r), cell.age_limit);
+        seen[i] = norm[SEEN];
+    });
+    team.each(channels, [=](int i) { logs[i] = log_of(1.0f + logs[i]); });
 }
 
-// norm after the observation of a channel.
-ODE_FN void observe_channel(const Tile& tile, int r, int channel) {
+// norm after the observation of a channel; shares: of its averages.
+ODE_FN void observe_channel(const Tile& tile, int r, int channel, const float* shares) {
     const Cell& cell = *tile.cell;
     const int width = norm_width(cell.size);
     const float* norm = norm_of(tile, r, channel);
@@ -66,9 +70,24 @@ ODE_FN void observe_channel(const Tile& tile, int r, int channel) {
     next[SEEN] = observed ? 1.0f : norm[SEEN];
     for (int j = 0; j < cell.size.averages; ++j) {
         const float average = norm[AVERAGES + j];
-        const float moved = average + decayed(since * cell.rates[j]) * (value - average);
+        const float moved = average + shares[j] * (value - average);
         next[AVERAGES + j] = observed ? (first ? value : moved) : average;
     }
+}
+
+// norm after the observation of a row. The features are done with; their buffer takes what has decayed of each average,
+// all in a line, so that the exponentials are vector code.
+template <class Team>
+ODE_FN void observe_row(const Team& team, const Tile& tile, int r) {
+    const Cell& cell = *tile.cell;
+    const int channels = cell.size.channels, averages = cell.size.averages;
+    float* shares = tile.at(cell.place.features, r);
+    team.each_in_turn(channels, [&](int i) {
+        const float since = at_most(norm_of(tile, r, i)[SINCE] + tile.dt(r), cell.age_limit);
+        for (int j = 0; j < averages; ++j) shares[i * averages + j] = since * cell.rates[j];
+    });
+    team.each(channels * averages, [=](int i) { shares[i] = decayed(shares[i]); });
+    team.each_in_turn(channels, [&](int i) { observe_channel(tile, r, i, shares + i * averages); });
 }
 
 }  // namespace ODE_ISA
