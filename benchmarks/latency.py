@@ -119,10 +119,10 @@ def measure(plan: Plan, folder: Path, timing: bool = True) -> dict[str, Any]:
         bench = _bench(plan, folder, stack)
         contenders, parities, refused = _checked(bench, plan, folder)
         gru = gru_on_co2(folder, Sweep()) if plan.gru else None
+        extra = [*_batches(bench), *([] if gru is None else _shipped(folder, stack, plan))]
         if not timing:
             return {}
         rate = product_rate()
-        extra = [*_batches(bench), *([] if gru is None else _shipped(folder, stack, plan))]
         limit = _reader_contender(bench)
         time = time_all([*contenders, *extra, limit], plan.seconds, plan.rounds)
         native = bench.models.get("native")
