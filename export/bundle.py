@@ -17,17 +17,19 @@ from typing import Any
 import msgspec
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from odestream.export.calibrate import calibrate, refuse_uncalibrated
 from odestream.export.card import model_card
 from odestream.export.deployment import Deployment, deploy
 from odestream.export.foreign import trace_module
 from odestream.export.graph import build_graphs, graph_file, set_metadata
+from odestream.export.half import PRECISION, float_bundle, measure_half, memory_bundle, verify_half
+from odestream.export.precision import FULL, Precision, narrow_products, precision, rounded
 from odestream.export.protocol import check_module
 from odestream.export.solver_card import FIGURE_NAME
 from odestream.export.traced import trace_cell
-from odestream.export.verify import Parity, verify
+from odestream.export.verify import NARROW_CHAIN, Parity, verify
 from odestream.export.weights import encode_weights
 from odestream.models.baselines import Baseline
 from odestream.models.calibration_figure import Cloud, draw_calibration
@@ -86,6 +88,7 @@ def export_bundle(
     rtol: float | None = None,
     atol: float | None = None,
     slots: int | None = None,
+    dtype: str = "fp32",
     metrics: Mapping[str, Any] | None = None,
     held_out: HeldOut | None = None,
     allow_uncalibrated: bool = False,
@@ -96,8 +99,9 @@ def export_bundle(
     """Export a run's folder or a step module to the directory `out`, verified against the torch step.
 
     name: of the model, the directory's unless given. task, time: what columns and times mean; a run brings its own.
-    method, buckets, rtol, atol, slots: see `Deployment`; for cells alone. metrics: for the model card. held_out:
-    streams that the cell's safety factor is calibrated on; a run brings its own, and without any they are made up.
+    method, buckets, rtol, atol, slots: see `Deployment`; for cells alone. dtype: `fp32`, or `fp16` or `bf16` for a
+    cell's matrices and their products, see `export.precision`. metrics: for the model card. held_out: streams that the
+    cell's safety factor is calibrated on; a run brings its own, and without any they are made up.
     allow_uncalibrated: export even where no factor keeps its promise, or the method estimates no error; the manifest
     and the card then say so. verify_steps: length of the verified chains. progress: called with stage, done, total.
 
@@ -111,7 +115,7 @@ def export_bundle(
     _check_phase(source)
     deployment = Deployment(method, None if buckets is None else tuple(buckets), rtol, atol, slots)
     module, steps = deploy(source.module, deployment)
-    made = _Export(dataclasses.replace(source, module=module), name or final.name, steps, progress)
+    made = _Export(dataclasses.replace(source, module=module), name or final.name, steps, precision(dtype), progress)
     with new_directory(final, force) as directory:
         return made.write(directory, verify_steps, allow_uncalibrated)
 
@@ -185,9 +189,9 @@ def _plain_time(module: nn.Module) -> TimeSpec:
 class _Export:
     """One export on its way: traces, verifies, writes."""
 
-    def __init__(self, source: _Source, name: str, buckets: tuple[int, ...], progress: Progress) -> None:
-        self.source, self.name, self.buckets, self.progress = source, name, buckets, progress
-        self.module = source.module
+    def __init__(self, source: _Source, name: str, buckets: tuple[int, ...], to: Precision, progress: Progress) -> None:
+        self.source, self.name, self.buckets, self.to, self.progress = source, name, buckets, to, progress
+        self.module = rounded(source.module, to)
         self.spec: StepSpec = source.module.spec()  # type: ignore[operator]
         self.version = installed.version("odestream")
 
@@ -196,11 +200,12 @@ class _Export:
         if not allow_uncalibrated:
             self._refuse_without_estimate()
         self.progress("tracing", 0, 1)
-        traced = trace_cell(self.module) if isinstance(self.module, Cell) else trace_module(self.module)
+        module, narrow = self.module, self.to.narrow
+        traced = trace_cell(module, narrow) if isinstance(module, Cell) else trace_module(module)
         weights, entries = encode_weights(traced.weights)
         graphs = build_graphs(traced, self.buckets, entries, self.version)
         draft, pictures = self._calibrated(self._draft(weights, entries), allow_uncalibrated)
-        parity = self._verified(draft, graphs, traced.weights, verify_steps)
+        draft, parity = self._verified(draft, memory_bundle(draft, graphs, traced.weights), verify_steps)
         manifest = msgspec.structs.replace(draft, parity=parity.rows)
         files = {WEIGHTS_NAME: weights, VECTORS_NAME: encode_vectors(parity.vectors), **pictures}
         for label, graph in graphs.items():
@@ -223,7 +228,7 @@ class _Export:
             schema=SCHEMA_VERSION,
             name=self.name,
             identity=model_identity(weights, self.spec, identified),
-            dtype="fp32",
+            dtype=self.to.name,
             spec=self.spec,
             task=self.source.task,
             time=self.source.time,
@@ -269,7 +274,8 @@ class _Export:
         """The draft with its safety factor, and the figure that shows how it was found."""
         if draft.solver is None or not isinstance(self.module, Cell):
             return draft, {}
-        found = calibrate(self.module, draft, self.source.held_out, partial(self.progress, "calibrating"))
+        with narrow_products(self.to):
+            found = calibrate(self.module, draft, self.source.held_out, partial(self.progress, "calibrating"))
         if not allow_uncalibrated:
             refuse_uncalibrated(found.factor, found.record)
         solver = msgspec.structs.replace(
@@ -290,22 +296,31 @@ class _Export:
             "source_sha256": self.source.sha256,
         }
 
-    def _verified(
-        self, draft: Manifest, graphs: Mapping[str, onnx.ModelProto], weights: Mapping[str, Tensor], steps: int
-    ) -> Parity:
-        """Run the graphs as a backend will get them, before anything is on the disk."""
-        files = {draft.graphs[label]: graph.SerializeToString() for label, graph in graphs.items()}
-        bundle = Bundle(Path(self.name), draft, files, {name: tensor.numpy() for name, tensor in weights.items()})
-        total, done = steps * min(len(graphs), 2), 0
+    def _verified(self, draft: Manifest, shipped: Bundle, steps: int) -> tuple[Manifest, Parity]:
+        """The draft with what was measured of its precision, and its parity."""
+        full = self.source.module
+        if self.to is FULL or not isinstance(self.module, Cell) or not isinstance(full, Cell):
+            return draft, self._compared(shipped, draft, steps)
+        wide = float_bundle(self.module, draft, None)
+        parity = self._compared(wide, wide.manifest, steps, NARROW_CHAIN)
+        half = verify_half(self.module, draft, self.to, lambda: None)
+        _refuse_differences(half)
+        measured = measure_half(full, self.module, draft, shipped, self.to, self.progress)
+        metrics = {**draft.metrics, PRECISION: measured}
+        return msgspec.structs.replace(draft, metrics=metrics), Parity((*parity.rows, *half), parity.vectors)
+
+    def _compared(self, bundle: Bundle, manifest: Manifest, steps: int, recorded: int | None = None) -> Parity:
+        """Run the graphs as a backend will get them, beside the torch step."""
+        total, done = steps * min(len(manifest.graphs), 2), 0
 
         def tick() -> None:
             nonlocal done
-            done += 1
+            done = min(done + 1, total)
             self.progress("verifying", done, total)
 
         engine = open_engine(BACKEND, bundle, threads=1)
         try:
-            parity = verify(engine, draft, self.module, steps, tick)
+            parity = verify(engine, manifest, self.module, steps, tick, recorded)
         finally:
             engine.close()
         _refuse_differences(parity.rows)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from torch import Tensor
 from torch.utils._pytree import (
     GetAttrKey,
@@ -32,7 +33,7 @@ from odestream.models.hybrid import Access, access, content, hybrid_memory
 from odestream.runtime.errors import ExportError
 
 DOMAIN = "odestream"
-Leaves = list[tuple[str, Tensor | None]]
+Leaves = list[tuple[str, Tensor | None, torch.dtype | None]]
 # What TensorRT looks a plugin up by; from 10.15 on a node without a namespace keeps its function instead.
 PLUGIN = {"plugin_namespace": DOMAIN, "plugin_version": "1"}
 
@@ -62,12 +63,13 @@ class Call:
     tree: Any
     leaves: Leaves
     options: dict[str, Any]
+    rounds: torch.dtype | None
     body: ir.Function
 
     def with_options(self, **changed: Any) -> tuple[ir.Function, dict[str, Any]]:
         """The body and the node's attributes for other keywords, such as `steps`."""
         options = {**self.options, **changed}
-        body, _ = _trace_body(self.kind, self.tree, self.leaves, options)
+        body, _ = _trace_body(self.kind, self.tree, self.leaves, options, self.rounds)
         return body, _attributes(self.kind, options)
 
 
@@ -87,31 +89,35 @@ class Calls:
         return self._call(scope, kind, args, kwargs)
 
     def _call(self, scope: Scope, kind: Kind, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        arguments, options = _split(kind, args, kwargs)
+        arguments, options = bind_call(kind, args, kwargs)
         paths, tree = tree_flatten_with_path(arguments)
         present = [(path, leaf) for path, leaf in paths if leaf is not None]
         for path, leaf in present:
             if isinstance(leaf, Tensor) and scope.weights is not None:
                 _name_weight(scope.weights, leaf, ".".join([kind.weights, *_words(path[1:])]))
-        leaves = [(_formal(path), None if leaf is None else meta(leaf)) for path, leaf in paths]
-        body, result = _trace_body(kind, tree, leaves, options)
+        leaves: Leaves = [
+            (_formal(path), None if leaf is None else meta(leaf), scope.stored_dtype(leaf)) for path, leaf in paths
+        ]
+        body, result = _trace_body(kind, tree, leaves, options, scope.rounds)
         outputs, result_tree = tree_flatten_with_path(result)
         values = scope.emit(
             kind.name,
-            [scope.value(leaf) for _, leaf in present],
+            [scope.stored(leaf) for _, leaf in present],
             count=len(outputs),
             domain=DOMAIN,
             **_attributes(kind, options),
         )
-        self.met[kind.name] = Call(kind, scope.nodes[-1], tree, leaves, options, body)
+        self.met[kind.name] = Call(kind, scope.nodes[-1], tree, leaves, options, scope.rounds, body)
         results = [Symbol(scope, value, meta(leaf)) for value, (_, leaf) in zip(values, outputs, strict=True)]
         return tree_unflatten(results, result_tree)
 
 
-def _trace_body(kind: Kind, tree: Any, leaves: Leaves, options: dict[str, Any]) -> tuple[ir.Function, Any]:
+def _trace_body(
+    kind: Kind, tree: Any, leaves: Leaves, options: dict[str, Any], rounds: torch.dtype | None
+) -> tuple[ir.Function, Any]:
     """Run the body on fresh symbols; return the ONNX function and the torch result (symbols of the body)."""
-    scope = Scope(f"{kind.name}/", ops.interpret)
-    symbols = [None if shadow is None else scope.input(name, shadow) for name, shadow in leaves]
+    scope = Scope(f"{kind.name}/", ops.interpret, rounds=rounds)
+    symbols = [None if shadow is None else scope.input(name, shadow, stored) for name, shadow, stored in leaves]
     result = kind.body(**tree_unflatten(symbols, tree), **options)
     for path, leaf in tree_flatten_with_path(result)[0]:
         scope.output("_".join(["out", *_words(path[-1:])]), leaf)
@@ -119,7 +125,7 @@ def _trace_body(kind: Kind, tree: Any, leaves: Leaves, options: dict[str, Any]) 
     return ir.Function(DOMAIN, kind.name, graph=graph, attributes=[]), result
 
 
-def _split(kind: Kind, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def bind_call(kind: Kind, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A call's tensors by parameter name, and its keywords."""
     bound = inspect.signature(kind.call).bind(*args, **kwargs).arguments
     parameters = inspect.signature(kind.call).parameters

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from odestream.export.half import PRECISION
 from odestream.export.markdown import plain, table, text
 from odestream.export.solver_card import GATE, error_section, solver_section
 from odestream.export.verify import SHORTER_CHAINS
 from odestream.runtime.contract.manifest import Manifest, ParityRow
 
 TRAINING_FACTS = ("deployed_solver_steps", "best_validation_score", "parameters", "seconds", "steps")
-ELSEWHERE = ("task", "seed", "data_sha256", GATE)  # they stand in other sections
+ELSEWHERE = ("task", "seed", "data_sha256", GATE, PRECISION)  # they stand in other sections
 LIMITS = """\
 A new stream knows nothing: let it live through past rows before its answers count. Times are true times, not times
 since the start. Accuracy is that of the test part above; nothing is claimed for other data, and a flagged row says only
@@ -27,6 +28,7 @@ def model_card(manifest: Manifest, files: Mapping[str, bytes], training: Mapping
         ("Accuracy", _accuracy(manifest.metrics)),
         ("Inputs and outputs", _tensors(manifest)),
         ("State", _state(manifest)),
+        ("Half precision", _half_precision(manifest.metrics.get(PRECISION))),
         ("Solver", solver_section(manifest.solver)),
         ("Solver error", error_section(manifest.solver, manifest.metrics) if manifest.solver else ""),
         ("Parity with torch", _parity(manifest.parity)),
@@ -46,9 +48,10 @@ def _summary(manifest: Manifest) -> str:
         "step": "A step function exported from a torch module.",
     }[task.kind]
     parameters = sum(math.prod(entry.shape) for entry in manifest.weights)
+    kind = "float32" if manifest.dtype == "fp32" else f"{manifest.dtype} (matrices) and float32 (vectors)"
     return (
         f"# {manifest.name}\n\n{what} One call takes one observation and the state, and returns the answer and the "
-        f"new state.\n\n{parameters:,} weights in float32; {manifest.spec.state_bytes:,} bytes of state a stream."
+        f"new state.\n\n{parameters:,} weights in {kind}; {manifest.spec.state_bytes:,} bytes of state a stream."
     )
 
 
@@ -108,6 +111,27 @@ def _state(manifest: Manifest) -> str:
     rows = [(m.name, _shape(m.shape), ", ".join(f"{v:g}" for v in m.initial)) for m in manifest.spec.state]
     pairing = "Graphs name a member NAME `state_in_NAME` and `state_out_NAME`: pair them by name, never by position."
     return f"{pairing}\n\n{table(('member', 'shape', 'initial'), rows)}"
+
+
+def _half_precision(measured: Mapping[str, Any] | None) -> str:
+    """What it saves, and how far it leads from the float32 model."""
+    if measured is None:
+        return ""
+    dtypes = measured["weight_bytes"]
+    costs = [
+        ("bytes of weights", *(f"{dtypes[name]:,}" for name in dtypes)),
+        ("one call on onnxruntime's CPU, µs", *(text(measured["onnxruntime_us"][name]) or "-" for name in dtypes)),
+    ]
+    drift = [(name, text(row["first"]), text(row["last"])) for name, row in measured["drift"].items()]
+    return (
+        f"Matrices and their products with activations are {measured['dtype']}; vectors, the state, the solver's sums "
+        "and its error are float32. Beside the same model in float32:\n\n"
+        f"{table(('', *dtypes), costs)}\n\n"
+        f"Drift over {measured['steps']:,} chained calls in bucket {measured['bucket']}, each model from its own "
+        "states: root mean square of the difference over the tensor's own spread. Slots of the episodic memory (e…) "
+        "may differ altogether: a rounding decides now and then which gives way.\n\n"
+        f"{table(('tensor', 'first 1,000 calls', 'last 1,000 calls'), drift)}"
+    )
 
 
 def _parity(rows: Sequence[ParityRow]) -> str:

@@ -49,6 +49,7 @@ def export(
     rtol: Annotated[float | None, typer.Option(help="Relative tolerance, unit of err.")] = None,
     atol: Annotated[float | None, typer.Option(help="Absolute tolerance, unit of err.")] = None,
     slots: Annotated[int | None, typer.Option(help="Slots of the episodic memory; as trained by default.")] = None,
+    dtype: Annotated[str, typer.Option(help="fp32, or fp16 or bf16 for the matrices and their products.")] = "fp32",
     allow_uncalibrated: Annotated[
         bool, typer.Option("--allow-uncalibrated", help="Export even if the solver's errors are not kept in check.")
     ] = False,
@@ -72,6 +73,7 @@ def export(
             rtol=rtol,
             atol=atol,
             slots=slots,
+            dtype=dtype,
             allow_uncalibrated=allow_uncalibrated,
             force=force,
             progress=progress,

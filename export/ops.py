@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from odestream.export.symbol import BATCH, Scalar, Scope, Symbol, meta, shadows
+from odestream.export.symbol import BATCH, TORCH_DTYPES, Scalar, Scope, Symbol, is_narrow, meta, shadows
 from odestream.runtime.errors import ExportError
 
 OPSET = 18
@@ -111,13 +112,34 @@ def _argmin(s: Scope, out: Tensor, x: Operand, dim: int, keepdim: bool = False) 
 
 
 def _linear(s: Scope, out: Tensor, x: Operand, weight: Operand, bias: Operand | None = None) -> Symbol:
-    """x·Wᵀ + b: one Gemm for a matrix, MatMul and Add for more axes."""
+    """x·Wᵀ + b: one Gemm for a matrix, MatMul and Add for more axes.
+
+    With a narrow weight the product is narrow and the sum with b is not.
+    """
     terms = [] if bias is None else [s.value(bias)]
+    stored = s.stored(weight) if isinstance(weight, (Symbol, Tensor)) else None
+    if stored is not None and is_narrow(stored):
+        narrow = s.cast(s.value(x), TORCH_DTYPES[stored.dtype])  # type: ignore[index]
+        product = s.cast(_product(s, out, narrow, stored), out.dtype)
+        return Symbol(s, s.emit("Add", [product, *terms])[0] if terms else product, out)
+    if s.rounds is not None:
+        product = _round(s, _product(s, out, _round(s, s.value(x)), s.value(weight)))
+        return Symbol(s, s.emit("Add", [product, *terms])[0] if terms else product, out)
     if out.dim() == 2:
         return Symbol(s, s.emit("Gemm", [s.value(x), s.value(weight), *terms], transB=1)[0], out)
-    turned = s.emit("Transpose", [s.value(weight)], perm=[1, 0])[0]
-    product = s.emit("MatMul", [s.value(x), turned])[0]
+    product = _product(s, out, s.value(x), s.value(weight))
     return Symbol(s, s.emit("Add", [product, *terms])[0] if terms else product, out)
+
+
+def _product(s: Scope, out: Tensor, x: ir.Value, weight: ir.Value) -> ir.Value:
+    if out.dim() == 2:
+        return s.emit("Gemm", [x, weight], transB=1)[0]
+    return s.emit("MatMul", [x, s.emit("Transpose", [weight], perm=[1, 0])[0]])[0]
+
+
+def _round(s: Scope, value: ir.Value) -> ir.Value:
+    """To the scope's half precision and back."""
+    return s.cast(s.cast(value, s.rounds or torch.float32), torch.float32)
 
 
 def _matmul(s: Scope, out: Tensor, x: Operand, y: Operand) -> Symbol:
@@ -228,7 +250,9 @@ def _cast(dtype: torch.dtype | None = None) -> Writer:
 
 
 def _embedding(s: Scope, out: Tensor, x: Operand, weight: Operand, *_: Any, **__: Any) -> Symbol:
-    return Symbol(s, s.emit("Gather", [s.value(weight), s.value(x)], axis=0)[0], out)
+    stored = s.stored(weight) if isinstance(weight, (Symbol, Tensor)) else s.value(weight)
+    rows = s.emit("Gather", [stored, s.value(x)], axis=0)[0]
+    return Symbol(s, s.cast(rows, out.dtype) if is_narrow(stored) else rows, out)
 
 
 def _same(s: Scope, out: Tensor, x: Operand, *_: Any, **__: Any) -> Symbol:

@@ -46,6 +46,10 @@ class Plan:
     inputs: dict[str, Array]
     labels: tuple[str, ...]
 
+    def head(self, rows: int) -> Plan:
+        """Its first rows."""
+        return Plan({name: values[:rows] for name, values in self.inputs.items()}, self.labels[:rows])
+
 
 def source(module: object, spec: StepSpec, solver: SolverSpec | None, time: TimeSpec) -> Source:
     """The source of inputs for a module: a cell's or a rival's own scales, or zero and one."""

@@ -30,9 +30,13 @@ BATCH_NAME = "B"
 
 DTYPES: dict[torch.dtype, ir.DataType] = {
     torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
     torch.int64: ir.DataType.INT64,
     torch.bool: ir.DataType.BOOL,
 }
+
+TORCH_DTYPES = {kind: dtype for dtype, kind in DTYPES.items()}
 
 Scalar = bool | int | float
 Interpreter = Callable[["Scope", Callable[..., Any], Sequence[Any], Mapping[str, Any]], Any]
@@ -131,22 +135,28 @@ class Scope:
 
     name: prefix of its nodes' names, which are unique over the model. interpret: writes a torch call's nodes.
     weights: names of the tensors that are initializers, by their id; None in a body, into which weights come as
-    inputs.
+    inputs. narrow: dtype that matrices among the weights are stored in, float32 where None; a shadow knows nothing of
+    it, and whoever uses such a weight gets it widened, but for products (`stored`). rounds: dtype that operands and
+    results of products with weights are rounded to, where the weights themselves are stored in float32.
     """
 
     name: str
     interpret: Interpreter
     weights: dict[int, tuple[str, Tensor]] | None = None
+    narrow: torch.dtype | None = None
+    rounds: torch.dtype | None = None
     inputs: list[ir.Value] = field(default_factory=list)
     outputs: list[ir.Value] = field(default_factory=list)
     nodes: list[ir.Node] = field(default_factory=list)
     initializers: dict[str, tuple[ir.Value, Tensor]] = field(default_factory=dict)
     _constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)
+    _casts: dict[tuple[ir.Value, torch.dtype], ir.Value] = field(default_factory=dict)
 
-    def input(self, name: str, shadow: Tensor) -> Symbol:
-        """A new input of the graph, like `shadow`."""
-        value = ir.Value(name=name, type=ir.TensorType(DTYPES[shadow.dtype]), shape=onnx_shape(shadow.shape))
+    def input(self, name: str, shadow: Tensor, stored: torch.dtype | None = None) -> Symbol:
+        """A new input of the graph, like `shadow`, or of the dtype `stored`."""
+        kind = ir.TensorType(DTYPES[stored or shadow.dtype])
+        value = ir.Value(name=name, type=kind, shape=onnx_shape(shadow.shape))
         self.inputs.append(value)
         return Symbol(self, value, shadow)
 
@@ -186,14 +196,32 @@ class Scope:
     def value(self, operand: Symbol | Tensor | Scalar, dtype: torch.dtype | None = None) -> ir.Value:
         """The ONNX value of an operand, cast to `dtype` where that is given."""
         if isinstance(operand, Symbol):
-            if operand.scope is not self:
-                raise ExportError("a function's body uses a value from outside; pass it as an argument")
-            if dtype in (None, operand.dtype):
-                return operand.value
-            return self.emit("Cast", [operand.value], to=DTYPES[dtype].value)[0]
+            stored = self.stored(operand)
+            same = dtype in (None, operand.dtype) and not is_narrow(stored)
+            return stored if same else self.cast(stored, dtype or operand.dtype)
         if isinstance(operand, Tensor):
-            return self._lift(operand if dtype is None else _as_dtype(operand, dtype))
+            stored = self._lift(operand if dtype is None else _as_dtype(operand, dtype))
+            return self.cast(stored, operand.dtype) if is_narrow(stored) else stored
         return self.constant(torch.tensor(operand, dtype=dtype).numpy())
+
+    def stored(self, operand: Symbol | Tensor) -> ir.Value:
+        """The ONNX value of an operand as it is stored: a narrow weight is not widened."""
+        if isinstance(operand, Tensor):
+            return self._lift(operand)
+        if operand.scope is not self:
+            raise ExportError("a function's body uses a value from outside; pass it as an argument")
+        return operand.value
+
+    def stored_dtype(self, operand: Symbol | Tensor | None) -> torch.dtype | None:
+        """The narrow dtype of a weight that is stored so, None for everything else."""
+        return self.narrow if isinstance(operand, Tensor) and self._named(operand) and is_matrix(operand) else None
+
+    def cast(self, value: ir.Value, dtype: torch.dtype) -> ir.Value:
+        """`value` as `dtype`, one node for all who ask."""
+        key = value, dtype
+        if key not in self._casts:
+            self._casts[key] = self.emit("Cast", [value], to=DTYPES[dtype].value)[0]
+        return self._casts[key]
 
     def constant(self, array: NDArray[Any]) -> ir.Value:
         """A Constant node, one for each distinct content."""
@@ -212,13 +240,29 @@ class Scope:
             raise ExportError(
                 f"a constant of shape {tuple(tensor.shape)} holds the batch size; let broadcasting do so instead"
             )
-        name, known = (self.weights or {}).get(id(tensor), ("", None))
-        if known is not tensor:
+        name = self._named(tensor)
+        if not name:
             return self.constant(tensor.detach().numpy())
         if name not in self.initializers:
-            value = ir.Value(name=name, type=ir.TensorType(DTYPES[tensor.dtype]), shape=ir.Shape(list(tensor.shape)))
-            self.initializers[name] = (value, tensor.detach())
+            stored = tensor.detach().to(self.stored_dtype(tensor) or tensor.dtype)
+            value = ir.Value(name=name, type=ir.TensorType(DTYPES[stored.dtype]), shape=ir.Shape(list(tensor.shape)))
+            self.initializers[name] = (value, stored)
         return self.initializers[name][0]
+
+    def _named(self, tensor: Tensor) -> str:
+        """The name of a weight; empty for any other tensor."""
+        name, known = (self.weights or {}).get(id(tensor), ("", None))
+        return name if known is tensor else ""
+
+
+def is_matrix(tensor: Tensor) -> bool:
+    """Whether a weight is one that narrow precision stores narrow."""
+    return tensor.dim() == 2 and tensor.is_floating_point()
+
+
+def is_narrow(value: ir.Value) -> bool:
+    """Whether a value is stored in half precision."""
+    return value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def meta(operand: Any) -> Any:

@@ -41,10 +41,14 @@ class Traced:
             self.flow.node.attributes[attribute.name] = attribute
 
 
-def trace_cell(cell: Cell) -> Traced:
-    """Trace a cell's step, batch axis open, with the flow and the memory as model-local functions."""
+def trace_cell(cell: Cell, narrow: torch.dtype | None = None, rounds: torch.dtype | None = None) -> Traced:
+    """Trace a cell's step, batch axis open, with the flow and the memory as model-local functions.
+
+    narrow: dtype of the matrices and of their products, see `Precision`. rounds: the same arithmetic for engines
+    without such products: matrices are float32, and what goes into products and comes out of them is rounded.
+    """
     spec, calls = cell.spec(), Calls()
-    scope = Scope("", calls.interpret, _weight_names(cell))
+    scope = Scope("", calls.interpret, _weight_names(cell), narrow, rounds)
     inputs = {t.name: scope.input(t.name, _shadow(t.shape, t.dtype)) for t in spec.inputs}
     state = {m.name: scope.input(STATE_IN + m.name, _shadow(m.shape)) for m in spec.state}
     with torch.no_grad():

@@ -42,6 +42,8 @@ NO_SINGLE_BUCKET = 0
 STORED_MIXED_STEPS = 200
 CALLS_A_BUCKET = 8
 SHORTER_CHAINS = (100, 20)
+NARROW_STEPS, NARROW_CHAIN = 200, 20
+ROUNDING = "torch in half precision"
 ROUNDING_SHARE = 0.1  # of a difference: what torch's own departure from float64 must reach to explain it
 
 
@@ -67,10 +69,38 @@ def torch_reference(module: nn.Module) -> Reference:
     return step
 
 
-def verify(engine: Engine, manifest: Manifest, module: nn.Module, steps: int, tick: Ticker = lambda: None) -> Parity:
-    """Run `steps` chained steps in the default graph, as many through mixed graphs, and single calls in each."""
+def verify(
+    engine: Engine,
+    manifest: Manifest,
+    module: nn.Module,
+    steps: int,
+    tick: Ticker = lambda: None,
+    recorded: int | None = None,
+) -> Parity:
+    """Run `steps` chained steps in the default graph, as many through mixed graphs, and single calls in each.
+
+    recorded: the chain that is kept for replays starts anew every so many rows; None keeps it as it was compared.
+    """
     with one_thread():
-        return _verify(engine, manifest, module, steps, tick)
+        return _verify(engine, manifest, module, steps, tick, recorded)
+
+
+def verify_rounding(engine: Engine, manifest: Manifest, module: nn.Module, tick: Ticker) -> tuple[ParityRow, ...]:
+    """Compare an engine in half precision with torch in half precision, over `NARROW_STEPS` in short chains.
+
+    A rounding now and then decides which slot of the episodic memory gives way; from there on two streams have two
+    histories, and say nothing about each other.
+    """
+    with one_thread():
+        origin = source(module, manifest.spec, manifest.solver, manifest.time)
+        run = _Run(manifest.spec, torch_reference(module), engine.bind(BATCH), tick)
+        limits = tolerances(manifest.dtype, ROUNDING)
+        plan = make_plan(origin, [manifest.default_graph] * NARROW_STEPS, seed=1)
+        bucket = _bucket(manifest.default_graph)
+        rows = run.chain(plan, 0, NARROW_CHAIN).rows(f"{CHAINED}, half precision", bucket, NARROW_CHAIN, limits)
+        for label in manifest.graphs:
+            rows += _single_calls(run, origin, label, limits, f"{ONE_CALL}, half precision")
+    return tuple(rows)
 
 
 def verify_bundle(
@@ -103,18 +133,22 @@ def verify_against_run(
     return _verify_loaded(loaded, cell.eval(), steps, backend)
 
 
-def _verify(engine: Engine, manifest: Manifest, module: nn.Module, steps: int, tick: Ticker) -> Parity:
+def _verify(
+    engine: Engine, manifest: Manifest, module: nn.Module, steps: int, tick: Ticker, recorded: int | None
+) -> Parity:
     spec, labels = manifest.spec, list(manifest.graphs)
     origin = source(module, spec, manifest.solver, manifest.time)
     run = _Run(spec, torch_reference(module), engine.bind(BATCH), tick)
     limits = tolerances(manifest.dtype, engine.name)
     twin = _Twin(spec, module)
     default = make_plan(origin, [manifest.default_graph] * steps, seed=1)
-    rows = _chained(run, twin, default, steps, _Check(CHAINED, _bucket(manifest.default_graph), limits))
+    check = _Check(CHAINED, _bucket(manifest.default_graph), limits, recorded)
+    rows = _chained(run, twin, default, steps, check)
     rows += [row for label in labels for row in _single_calls(run, origin, label, limits)]
     if len(labels) > 1:
         mixed = make_plan(origin, _mixture(labels, steps), seed=2)
-        rows += _chained(run, twin, mixed, STORED_MIXED_STEPS, _Check(MIXED, NO_SINGLE_BUCKET, limits))
+        check = _Check(MIXED, NO_SINGLE_BUCKET, limits, recorded)
+        rows += _chained(run, twin, mixed, STORED_MIXED_STEPS, check)
     return Parity(tuple(rows), run.record.vectors())
 
 
@@ -147,11 +181,12 @@ def _bucket(label: str) -> int:
 
 @dataclass(frozen=True)
 class _Check:
-    """What rows of a chain are called, and what they may differ by."""
+    """What rows of a chain are called, and what they may differ by. recorded: see `verify`."""
 
     name: str
     bucket: int
     limits: Tolerances
+    recorded: int | None
 
 
 def _chained(run: _Run, twin: _Twin, plan: Plan, store: int, check: _Check) -> list[ParityRow]:
@@ -163,13 +198,16 @@ def _chained(run: _Run, twin: _Twin, plan: Plan, store: int, check: _Check) -> l
         bad = failures(rows)
         if not bad or not twin.explains(bad, run, plan, length, check.limits):
             break
+    if check.recorded is not None and not failures(rows):
+        run.record.truncate(before)
+        run.chain(plan.head(NARROW_STEPS), store, check.recorded)
     return rows
 
 
-def _single_calls(run: _Run, origin: Source, label: str, limits: Tolerances) -> list[ParityRow]:
+def _single_calls(run: _Run, origin: Source, label: str, limits: Tolerances, name: str = ONE_CALL) -> list[ParityRow]:
     """A few calls of one graph, each from the state that the default chain left."""
     plan = make_plan(origin, [label] * CALLS_A_BUCKET, seed=3)
-    return run.calls(plan).rows(ONE_CALL, _bucket(label), 1, limits)
+    return run.calls(plan).rows(name, _bucket(label), 1, limits)
 
 
 class _Run:

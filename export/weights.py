@@ -14,7 +14,15 @@ from torch import Tensor
 
 from odestream.runtime.contract.manifest import WEIGHTS_NAME, WeightEntry
 
-_DTYPES = {"F32": "float32", "I64": "int64", "I32": "int32", "U8": "uint8", "BOOL": "bool"}
+_DTYPES = {
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 _HEADER_LENGTH_BYTES = 8
 
 

@@ -50,6 +50,11 @@ class OnnxEngine:
     def __init__(self, module: Any, bundle: Bundle, threads: int) -> None:
         if threads < 1:
             raise CompatError(f"threads is {threads}, expected at least 1; leave it out for one thread")
+        if bundle.manifest.dtype == "bf16":
+            raise CompatError(
+                f"onnxruntime has no bfloat16 products on a CPU, which {bundle.manifest.name} needs; "
+                "use --backend native or tensorrt, or export the model with --dtype fp16"
+            )
         self._ort = module
         self._bundle = bundle
         self._threads = threads
