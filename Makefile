@@ -64,7 +64,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "$(PYTHON) has no venv module; install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools
-	$(BIN)/python -m pip install --constraint constraints.txt --no-build-isolation --editable '.[cpu,train,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --no-build-isolation --editable '.[cpu,train,trt-rtx,dev]'
 	mkdir -p $(VENV)/src/odestream
 	for layer in runtime models export; do ln -sfn ../../../$$layer $(VENV)/src/odestream/$$layer; done
 	touch $@

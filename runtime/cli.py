@@ -30,6 +30,7 @@ SUMMARIES = {
     "train": ("Train a model on a table or a text.", "train"),
     "export": ("Export a trained model, or any step module, to a bundle.", "train"),
     "verify": ("Check that a bundle still computes what it was exported to compute.", None),
+    "compile": ("Build a bundle's graphs for this device, or for GPUs that are not here.", "trt-rtx"),
     "run": ("Stream a table through a bundle and write its predictions.", None),
     "replay": ("Run a recorded log again: a moment, all of it, or into a new model.", None),
     "bench": ("Measure a bundle's latency on this machine.", "bench"),

@@ -58,6 +58,10 @@ class LogError(OdestreamError, ValueError):
     """An input log is of another version or model, or does not reach back as far as was asked."""
 
 
+class ResourceError(OdestreamError, MemoryError):
+    """A device has not enough memory left; nothing was changed."""
+
+
 class SessionBusy(OdestreamError, RuntimeError):
     """A stream is in use by another thread, or closed; or a pool has as many rows waiting as it takes."""
 

@@ -150,7 +150,7 @@ def test_every_entry_point_names_something_that_can_be_called() -> None:
 def test_constraints_pin_everything_that_the_two_commands_install() -> None:
     pinned = {r.name.lower().replace("_", "-") for r in constraints() if all(s.operator == "==" for s in r.specifier)}
     assert "torch" in pinned
-    assert closure("odestream", {"cpu", "train", "dev"}) - pinned == {"odestream"}
+    assert closure("odestream", {"cpu", "train", "trt-rtx", "dev"}) - pinned == {"odestream"}
 
 
 def test_readme_names_the_two_commands_and_only_verbs_and_targets_that_exist() -> None:

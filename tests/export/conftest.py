@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from odestream.export import export_bundle
+from odestream.export import export_bundle, half
 from odestream.models.cell import Cell
 from odestream.models.config import CellConfig, Sizes, Task
 from odestream.runtime.bundle import Bundle, read_bundle
@@ -18,6 +18,7 @@ from tests.helpers.sequences import random_cell
 # No two widths are alike, none is a multiple of a vector's width.
 SIZES = Sizes(hidden=13, field=21, content=11, head=15, gate=9, window=4, slots=5, heads=2, keys=6, values=7)
 BUCKETS = (1, 2, 4, 8, 16)
+HALVES = ("fp16", "bf16")
 
 CONFIGS: dict[Task, CellConfig] = {
     "forecast": CellConfig(
@@ -72,6 +73,22 @@ def opening_library(native_library: Path) -> Path:
 def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     """See `skip_calibration`."""
     skip_calibration(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def half_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """A forecast cell in both half precisions, its drift measured over a few hundred calls."""
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        skip_calibration(patch)
+        patch.setattr(half, "DRIFT_STEPS", 400)
+        patch.setattr(half, "_WINDOW", 100)
+        for name in HALVES:
+            path, cell = tmp_path_factory.mktemp("half") / name, random_cell(CONFIGS["forecast"])
+            time = TimeSpec(frequencies=cell.config.frequencies)
+            export_bundle(cell, path, task=TASKS["forecast"], time=time, buckets=(2,), verify_steps=60, dtype=name)
+            made[name] = read_bundle(path)
+    return made
 
 
 @pytest.fixture(scope="session")

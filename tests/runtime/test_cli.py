@@ -43,7 +43,7 @@ def test_help_lists_every_verb_in_the_order_of_use(capsys: pytest.CaptureFixture
     assert cli.main(["--help"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     listed = [line[0] for line in lines if line and line[0] in cli.SUMMARIES]
-    assert listed == ["train", "export", "verify", "run", "replay", "bench", "inspect", "doctor"]
+    assert listed == ["train", "export", "verify", "compile", "run", "replay", "bench", "inspect", "doctor"]
 
 
 def test_call_without_a_verb_shows_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,66 @@
+"""Where plugin libraries may lie. A path outside these folders is never opened: a library runs when it is loaded."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+from pathlib import Path
+
+from odestream.runtime.contract.engine import PluginRecord
+from odestream.runtime.errors import CompatError, PathError
+from odestream.runtime.kernels.build import folders
+
+PLUGIN_ABI = 1
+FOLDERS_VARIABLE = "ODESTREAM_PLUGIN_FOLDERS"
+_SYSTEM = (Path("/usr/local/lib/odestream"), Path("/usr/lib/odestream"))
+_REBUILD = "build it again from runtime/kernels/csrc (see JETSON.md) and compile the bundle again"
+
+
+def plugin_folders() -> tuple[Path, ...]:
+    """The folders of built kernels, those of the system, and what ODESTREAM_PLUGIN_FOLDERS lists, colon by colon."""
+    named = [Path(part) for part in os.environ.get(FOLDERS_VARIABLE, "").split(":") if part]
+    return tuple(folder.resolve() for folder in (*folders(), *_SYSTEM, *named))
+
+
+def allowed_plugin(path: Path) -> Path:
+    """The path without links; PathError where it lies outside the folders, CompatError where there is no file."""
+    resolved = path.resolve()
+    if resolved.parent not in plugin_folders():
+        listed = ", ".join(map(str, plugin_folders()))
+        raise PathError(f"{path}: plugin libraries are loaded from {listed} alone; move it, or set {FOLDERS_VARIABLE}")
+    if not resolved.is_file():
+        raise CompatError(f"{path}: no such plugin library; {_REBUILD}")
+    return resolved
+
+
+def plugin_record(path: Path) -> PluginRecord:
+    """File name, hash and interface version of an allowed library; CompatError where it is none of ours."""
+    data = path.read_bytes()
+    try:
+        abi = int(ctypes.CDLL(str(path)).odestream_plugin_abi())
+    except (OSError, AttributeError) as cause:
+        raise CompatError(f"{path}: not a plugin library of odestream ({cause}); {_REBUILD}") from cause
+    if abi != PLUGIN_ABI:
+        raise CompatError(f"{path}: plugin interface {abi}, this odestream needs {PLUGIN_ABI}; {_REBUILD}")
+    return PluginRecord(path.name, hashlib.sha256(data).hexdigest(), abi)
+
+
+def find_plugin(record: PluginRecord) -> Path:
+    """The library that an engine was built with; CompatError where it is missing, another, or of another interface."""
+    if record.abi != PLUGIN_ABI:
+        raise CompatError(
+            f"{record.file}: plugin interface {record.abi}, this odestream needs {PLUGIN_ABI}; {_REBUILD}"
+        )
+    if Path(record.file).name != record.file:
+        raise PathError(f"{record.file!r}: a plugin library is named without a folder; {_REBUILD}")
+    found = [folder / record.file for folder in plugin_folders() if (folder / record.file).is_file()]
+    if not found:
+        raise CompatError(
+            f"{record.file}: the plugin library that the engine calls is in none of "
+            f"{', '.join(map(str, plugin_folders()))}; copy it there, or {_REBUILD}"
+        )
+    for path in map(allowed_plugin, found):
+        if hashlib.sha256(path.read_bytes()).hexdigest() == record.sha256:
+            return path
+    raise CompatError(f"{found[0]}: another plugin library than the engine was built with; {_REBUILD}")
