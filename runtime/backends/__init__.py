@@ -20,6 +20,7 @@ BACKENDS = MappingProxyType(
         "onnxruntime": "odestream.runtime.backends.onnxruntime",
         "native": "odestream.runtime.backends.native",
         "native-cuda": "odestream.runtime.backends.native_cuda",
+        "tensorrt": "odestream.runtime.backends.tensorrt",
     }
 )
 """Name → module of every backend. Each module has `open_engine(bundle, threads) -> Engine`."""

@@ -158,10 +158,8 @@ class Cuda:
             raise ResourceError(f"{said}, out of memory for {size} bytes; bind fewer streams, or free the device")
         if error in _STICKY:
             self._lost = said
-            raise StateError(
-                f"{said}, after which this process cannot use the GPU; start it again and restore a snapshot"
-            )
-        raise StateError(f"{said}; the step was discarded, run odestream doctor where it happens again")
+            raise StateError(f"{said}: this process cannot use the GPU any more; start it again and restore a snapshot")
+        raise StateError(f"{said}; nothing was changed, odestream doctor tells what is installed")
 
 
 def _version(number: int) -> str:

@@ -196,7 +196,9 @@ def test_without_onnxruntime_the_extra_is_named(tiny_path: Path, monkeypatch: py
 
 
 def test_an_unknown_backend_lists_the_known(tiny_path: Path) -> None:
-    with pytest.raises(CompatError, match="unknown backend 'cuda'; choose auto or one of onnxruntime, native"):
+    with pytest.raises(
+        CompatError, match="unknown backend 'cuda'; choose auto or one of onnxruntime, native, tensorrt"
+    ):
         load(tiny_path, "cuda")
     with pytest.raises(CompatError, match="threads is 0"):
         load(tiny_path, threads=0)
