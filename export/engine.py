@@ -2,7 +2,9 @@
 
 The parser gets the bytes that were hashed, weights included, and never opens a file. The network is strongly typed:
 what is float32 in the graph is float32 in the engine, without TF32. Which of plugin and function runs a call is not
-asked for but looked at afterwards, in the network and, where a GPU can load the engine, in the engine itself.
+asked for but looked at afterwards, in the network and, where a GPU can load the engine, in the engine itself. For
+plugins the functions are taken out of the graph: up to 10.6 a parser prefers them whatever is registered, from 10.15 on
+unless a flag and the node's attributes say otherwise, which they do too.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from odestream.export.plugin_graph import lower_calls
 from odestream.runtime.backends.trt_package import Messages, Package, make_logger
 from odestream.runtime.bundle import Bundle
 from odestream.runtime.contract.engine import FUNCTION, PLUGIN, STATE_MAGNITUDE
@@ -24,7 +27,6 @@ from odestream.runtime.errors import CompatError, ExportError
 
 DOMAIN = "odestream"
 PHASES = 6  # steps of the outermost phase that TensorRT 10 and TensorRT-RTX 1 report
-_LAST_WITHOUT_CHOICE = (10, 6)
 
 Report = Callable[[str, int], None]
 Profile = tuple[int, int, int]
@@ -101,8 +103,8 @@ class _Build:
             parser.set_flag(override)
         model = whole_model(self.bundle, self.label)
         names = [function.name for function in model.functions if function.domain == DOMAIN]
-        if self.options.plugin is not None and functions_always_win(self.package):
-            del model.functions[:]
+        if self.options.plugin is not None:
+            lower_calls(model)
         if not parser.parse(model.SerializeToString()):
             said = [parser.get_error(i).desc() for i in range(parser.num_errors)]
             raise ExportError(self._failure("cannot parse it", "; ".join(said[:1])))
@@ -200,11 +202,6 @@ def _add_magnitude(model: onnx.ModelProto) -> None:
     if terms:
         graph.node.append(onnx.helper.make_node("Sum", terms, [STATE_MAGNITUDE], name="magnitude"))
         graph.output.append(onnx.helper.make_tensor_value_info(STATE_MAGNITUDE, onnx.TensorProto.FLOAT, ["B"]))
-
-
-def functions_always_win(package: Package) -> bool:
-    """Whether its parser takes a function where a plugin is registered too, whatever the node and the flag say."""
-    return package.target == "tensorrt" and package.release <= _LAST_WITHOUT_CHOICE
 
 
 def calls_of(names: list[str], layers: list[tuple[str, bool]]) -> dict[str, str]:

@@ -16,11 +16,11 @@ import pytest
 from odestream.export import engine as engines
 from odestream.export import export_bundle, half
 from odestream.export.compile import compile_bundle, profiles
-from odestream.export.engine import Options, build_engine, calls_of, functions_always_win, inspected_layers, whole_model
+from odestream.export.engine import Options, build_engine, calls_of, inspected_layers, whole_model
 from odestream.models.config import preset
 from odestream.runtime import CompatError, ExportError, InputError, IntegrityError
 from odestream.runtime.backends.engine_store import check_engine, engine_folder, read_engine
-from odestream.runtime.backends.trt_package import Package, load_package
+from odestream.runtime.backends.trt_package import load_package
 from odestream.runtime.bundle import Bundle, read_bundle
 from odestream.runtime.cli import main
 from odestream.runtime.contract.engine import EngineRecord, engine_key
@@ -96,6 +96,7 @@ def test_a_function_that_runs_in_a_plugins_place_is_a_failure(
     """TensorRT-RTX compiles the functions where no plugin is registered: what a silent fallback looks like."""
     package = load_package("trt-rtx")
     monkeypatch.setattr(engines, "register_plugin", lambda *_: None)
+    monkeypatch.setattr(engines, "lower_calls", lambda _: None)  # the functions stay
     options = Options(("sm89",), profiles([8]), plugin=Path("libodestream_plugins.so"))
     with pytest.raises(ExportError, match=r"OdeFlow, HybridMemory ran as function, not as plugin; .*--plugin"):
         build_engine(package, exported("forecast")[1], "1", options, None, lambda *_: None)
@@ -185,26 +186,8 @@ def test_the_native_target_builds_the_library_of_the_kernels(
     assert capsys.readouterr().out.strip() == str(native_library)
 
 
-@pytest.mark.parametrize(
-    ("target", "version", "removed"),
-    [
-        ("tensorrt", "10.3.0", True),
-        ("tensorrt", "10.6.1", True),
-        ("tensorrt", "10.7.0", False),
-        ("trt-rtx", "1.7", False),
-    ],
-)
-def test_function_bodies_are_removed_where_they_would_win_over_a_plugin(
-    target: str, version: str, removed: bool
-) -> None:
-    assert functions_always_win(Package(target, None, version)) == removed
-
-
-def test_a_parser_without_bodies_asks_for_the_plugin_by_its_node_attributes(
-    exported: Exported, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plugin_that_is_not_registered_fails_the_parse(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "register_plugin", lambda *_: None)
-    monkeypatch.setattr(engines, "functions_always_win", lambda _: True)
     options = Options(("sm89",), profiles([8]), plugin=Path("libodestream_plugins.so"))
     with pytest.raises(ExportError, match=r"cannot parse it .*Plugin not found"):
         build_engine(load_package("trt-rtx"), exported("forecast")[1], "1", options, None, lambda *_: None)
