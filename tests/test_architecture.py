@@ -19,6 +19,7 @@ BELOW = {"runtime": {"runtime"}, "models": {"runtime", "models"}, "export": {"ru
 LAZY = {
     "runtime/backends/onnxruntime.py": {"onnxruntime"},
     "runtime/metrics.py": {"prometheus_client"},
+    "runtime/backends/onnxruntime_cuda.py": {"onnxruntime"},
     "runtime/backends/cuda_device.py": {"cuda"},
     "runtime/verbs/latency_plot.py": {"matplotlib"},
 }

@@ -21,6 +21,7 @@ BACKENDS = MappingProxyType(
         "native": "odestream.runtime.backends.native",
         "native-cuda": "odestream.runtime.backends.native_cuda",
         "tensorrt": "odestream.runtime.backends.tensorrt",
+        "onnxruntime-cuda": "odestream.runtime.backends.onnxruntime_cuda",
     }
 )
 """Name → module of every backend. Each module has `open_engine(bundle, threads) -> Engine`."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from odestream.runtime.backends import Engine
+from odestream.runtime.backends import Binding, Engine
 from odestream.runtime.backends.external import ExternalTensor, external_tensors
 from odestream.runtime.backends.host import HostBinding
 from odestream.runtime.bundle import Bundle
@@ -46,21 +47,21 @@ class OnnxEngine:
     """One InferenceSession for each bucket, made when it is first used and shared by all bindings."""
 
     name = NAME
+    provider = _PROVIDER
+    remedy = "install 'odestream[cpu]'"
+    refusal: tuple[type[Exception], str] = (BundleError, "export the bundle again")
+    provider_options: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, module: Any, bundle: Bundle, threads: int) -> None:
         if threads < 1:
             raise CompatError(f"threads is {threads}, expected at least 1; leave it out for one thread")
-        if bundle.manifest.dtype == "bf16":
-            raise CompatError(
-                f"onnxruntime has no bfloat16 products on a CPU, which {bundle.manifest.name} needs; "
-                "use --backend native or tensorrt, or export the model with --dtype fp16"
-            )
         self._ort = module
         self._bundle = bundle
         self._threads = threads
         self._lock = threading.Lock()
         self._sessions: dict[str, Any] = {}
         self._entries = {entry.name: entry for entry in bundle.manifest.weights}
+        self.refuse()
         self.session(bundle.manifest.default_graph)
 
     @property
@@ -68,7 +69,16 @@ class OnnxEngine:
         """The step's inputs, outputs and state."""
         return self._bundle.manifest.spec
 
-    def bind(self, batch: int) -> OnnxBinding:
+    def refuse(self) -> None:
+        """CompatError for what this provider cannot run."""
+        manifest = self._bundle.manifest
+        if manifest.dtype == "bf16":
+            raise CompatError(
+                f"onnxruntime has no bfloat16 products on a CPU, which {manifest.name} needs; "
+                "use --backend native or tensorrt, or export the model with --dtype fp16"
+            )
+
+    def bind(self, batch: int) -> Binding:
         """Buffers for `batch` streams, the state at its initial values."""
         return OnnxBinding(self, batch)
 
@@ -89,15 +99,13 @@ class OnnxEngine:
         model = self._bundle.graph(label)
         options = self._options(model, where)
         try:
-            session = self._ort.InferenceSession(model, options, providers=[_PROVIDER])
+            chosen = (self.provider, dict(self.provider_options))
+            session = self._ort.InferenceSession(model, options, providers=[chosen])
         except Exception as cause:
-            raise BundleError(
-                f"{where}: onnxruntime refuses it ({_first_line(cause)}); export the bundle again"
-            ) from cause
-        if session.get_providers() != [_PROVIDER]:
-            raise CompatError(
-                f"asked onnxruntime for {_PROVIDER}, got {session.get_providers()}; install 'odestream[cpu]'"
-            )
+            kind, remedy = self.refusal
+            raise kind(f"{where}: onnxruntime refuses it ({_first_line(cause)}); {remedy}") from cause
+        if session.get_providers()[0] != self.provider:
+            raise CompatError(f"asked onnxruntime for {self.provider}, got {session.get_providers()}; {self.remedy}")
         _check_ports(where, "inputs", session.get_inputs(), _expected(self.spec, "in"))
         _check_ports(where, "outputs", session.get_outputs(), _expected(self.spec, "out"))
         return session
@@ -112,6 +120,8 @@ class OnnxEngine:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
         names = self._external_names(model, where)
         options.add_external_initializers(names, [self._weight(name) for name in names])
+        if self.provider != _PROVIDER:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # all of it there, or refused
         return options
 
     def _external_names(self, model: bytes, where: str) -> list[str]:

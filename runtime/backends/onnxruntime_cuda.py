@@ -1,0 +1,155 @@
+"""ONNX Runtime on a GPU: its CUDA provider, the state on the device in two sets of tensors, a CUDA graph each way.
+
+The provider runs the whole graph or is refused: a node that would fall back to the CPU fails the load.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odestream.runtime.arena import Arena, Layout, aligned, all_finite, initial
+from odestream.runtime.backends import Engine
+from odestream.runtime.backends.onnxruntime import OnnxEngine
+from odestream.runtime.bundle import Bundle
+from odestream.runtime.errors import CompatError, StateError
+
+NAME = "onnxruntime-cuda"
+
+
+def open_engine(bundle: Bundle, threads: int = 1) -> Engine:
+    """Load a bundle; CompatError where onnxruntime is missing or comes without its CUDA provider."""
+    try:
+        import onnxruntime
+    except ImportError as cause:
+        raise CompatError(f"onnxruntime is not installed ({cause}); run: pip install 'odestream[gpu]'") from cause
+    return OnnxCudaEngine(onnxruntime, bundle, threads)
+
+
+class OnnxCudaEngine(OnnxEngine):
+    """One InferenceSession for each bucket on the GPU; see `OnnxEngine`."""
+
+    name = NAME
+    provider = "CUDAExecutionProvider"
+    provider_options = MappingProxyType({"device_id": "0", "use_tf32": "0", "enable_cuda_graph": "1"})
+    remedy = "install 'odestream[gpu]' without 'odestream[cpu]', or JetPack's onnxruntime-gpu wheel"
+    refusal = (CompatError, "use --backend onnxruntime, or export the bundle again")
+    device = "cuda"
+
+    def refuse(self) -> None:
+        """CompatError where this onnxruntime has no such provider; asked for it, it would only warn."""
+        available = self._ort.get_available_providers()
+        if self.provider not in available:
+            raise CompatError(f"asked onnxruntime for {self.provider}, it has {', '.join(available)}; {self.remedy}")
+
+    def bind(self, batch: int) -> OnnxCudaBinding:
+        """Buffers for `batch` streams, the state at its initial values."""
+        return OnnxCudaBinding(self, batch)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """A tensor on the device."""
+        return self._ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, self.device, 0)
+
+    def run_options(self, graph: int) -> Any:
+        """Options that name the CUDA graph which a call captures, and replays from then on."""
+        options = self._ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(graph))
+        return options
+
+
+class OnnxCudaBinding:
+    """See `odestream.runtime.backends.Binding`; `arena` and `next_arena` bring copies from the device.
+
+    `finite` brings the new state too: the graph has no output that would tell.
+    """
+
+    _graphs = itertools.count(1)  # sessions are shared, and a graph belongs to the tensors of one binding
+
+    def __init__(self, engine: OnnxCudaEngine, batch: int) -> None:
+        spec = engine.spec
+        self.batch, self._engine, self._spec = batch, engine, spec
+        outputs, self._layout = Layout(spec.outputs, batch), Layout(spec.state, batch)
+        self.inputs: Mapping[str, NDArray[Any]] = {t.name: aligned((batch, *t.shape), t.dtype) for t in spec.inputs}
+        self.flat_outputs = outputs.empty()
+        self.outputs: Mapping[str, NDArray[np.float32]] = outputs.views(self.flat_outputs)
+        self._given = {name: engine.empty(array.shape, array.dtype.type) for name, array in self.inputs.items()}
+        self._answers = {name: engine.empty(array.shape, np.float32) for name, array in self.outputs.items()}
+        shapes = self._layout.shapes
+        self._sides = [{name: engine.empty(shape, np.float32) for name, shape in shapes.items()} for _ in range(2)]
+        self._side = 0
+        self._bound: dict[str, tuple[Any, list[tuple[Any, Any]]]] = {}
+        self.set_state(initial(spec.state, batch))
+
+    @property
+    def arena(self) -> Arena:
+        """The state, copied from the device."""
+        return self._read(self._side)
+
+    @property
+    def next_arena(self) -> Arena:
+        """The new state, copied from the device."""
+        return self._read(self._side ^ 1)
+
+    def run(self, label: str) -> None:
+        """Run the graph of bucket `label` from inputs and state; StateError where the provider fails."""
+        session, ways = self._bound.get(label) or self._bind(label)
+        io, options = ways[self._side]
+        try:
+            for name, value in self._given.items():
+                value.update_inplace(self.inputs[name])
+            session.run_with_iobinding(io, options)
+            io.synchronize_outputs()
+            for name, view in self.outputs.items():
+                view[...] = self._answers[name].numpy()
+        except Exception as cause:
+            reason = str(cause).strip().split("\n", 1)[0][:300]
+            raise StateError(f"{NAME} failed in bucket {label} ({reason}); the step was discarded") from cause
+
+    def swap(self) -> None:
+        """Make the new state the state."""
+        self._side ^= 1
+
+    def set_state(self, arena: Arena) -> None:
+        """Copy a state to the device."""
+        self._write(arena, self._side)
+
+    def set_next_state(self, arena: Arena) -> None:
+        """Copy a new state to the device, as if a run had left it."""
+        self._write(arena, self._side ^ 1)
+
+    def finite(self) -> bool:
+        """Whether the last run's outputs and new state hold neither NaN nor infinity."""
+        return all_finite(self.flat_outputs) and all_finite(self.next_arena)
+
+    def _read(self, side: int) -> Arena:
+        arena = self._layout.empty()
+        for name, view in self._layout.views(arena).items():
+            view[...] = self._sides[side][name].numpy()
+        return arena
+
+    def _write(self, arena: Arena, side: int) -> None:
+        for name, view in self._layout.views(arena).items():
+            self._sides[side][name].update_inplace(np.ascontiguousarray(view))
+
+    def _bind(self, label: str) -> tuple[Any, list[tuple[Any, Any]]]:
+        session = self._engine.session(label)
+        ways = [(self._io(session, side), self._engine.run_options(next(self._graphs))) for side in range(2)]
+        self._bound[label] = session, ways
+        return self._bound[label]
+
+    def _io(self, session: Any, side: int) -> Any:
+        io = session.io_binding()
+        for name, value in self._given.items():
+            io.bind_ortvalue_input(name, value)
+        for name, value in self._sides[side].items():
+            io.bind_ortvalue_input(f"state_in_{name}", value)
+        for name, value in self._answers.items():
+            io.bind_ortvalue_output(name, value)
+        for name, value in self._sides[side ^ 1].items():
+            io.bind_ortvalue_output(f"state_out_{name}", value)
+        return io

@@ -1,0 +1,86 @@
+"""The CUDA provider's binding: refused where there is none, and its handling of device tensors, with the CPU as device.
+
+That a GPU runs it is shown by test_gpu.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from odestream.runtime import CompatError, load
+from odestream.runtime.backends import onnxruntime_cuda
+from odestream.runtime.backends.onnxruntime_cuda import OnnxCudaEngine
+from odestream.runtime.bundle import Bundle
+from odestream.runtime.replay import failures
+
+SECOND = 10**9
+
+
+class OnCpu(OnnxCudaEngine):
+    """The same engine with tensors and kernels of the CPU provider."""
+
+    provider = "CPUExecutionProvider"
+    provider_options = {}  # noqa: RUF012 - as the class it stands in for
+    device = "cpu"
+
+    def run_options(self, graph: int) -> onnxruntime.RunOptions:
+        return onnxruntime.RunOptions()
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_engine(bundle: Bundle, threads: int = 1) -> OnCpu:
+        return OnCpu(onnxruntime, bundle, threads)
+
+    monkeypatch.setattr(onnxruntime_cuda, "open_engine", open_engine)
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this onnxruntime has the CUDA provider"
+)
+def test_28_a_provider_that_is_not_there_is_refused_and_never_replaced(tiny_path: Path) -> None:
+    with pytest.raises(CompatError, match=r"asked onnxruntime for CUDAExecutionProvider, it has .*odestream\[gpu\]"):
+        load(tiny_path, "onnxruntime-cuda")
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_28_a_provider_that_was_not_obtained_is_refused(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OnCpu, "provider", "CUDAExecutionProvider")
+    monkeypatch.setattr(OnCpu, "refuse", lambda _: None)
+    with (
+        pytest.warns(UserWarning, match="not in available provider names"),
+        pytest.raises(CompatError, match=r"onnxruntime refuses it .*CPU EP.*; use --backend onnxruntime"),
+    ):
+        load(tiny_path, "onnxruntime-cuda")
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_streams_equal_those_of_host_memory_and_move_between_them(tiny_path: Path) -> None:
+    rng, now = np.random.default_rng(0), 0
+    with load(tiny_path, "onnxruntime") as host, load(tiny_path, "onnxruntime-cuda") as device:
+        assert not failures(device.verify(None))
+        here, there = host.stream(), device.stream()
+        for i in range(60):
+            if i == 20:
+                here, there = host.restore(there.snapshot()), device.restore(here.snapshot())
+            now += int(rng.integers(SECOND // 100, SECOND))
+            x = rng.standard_normal(3).astype(np.float32)
+            assert there.step(x, t=now).y.tobytes() == here.step(x, t=now).y.tobytes()
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_state_is_read_as_a_copy_and_written_by_handing_it_back(tiny_path: Path) -> None:
+    with load(tiny_path, "onnxruntime-cuda") as model:
+        binding = model.bind(2)
+        arena = binding.arena
+        arena[...] = 7.0
+        assert not np.array_equal(binding.arena, arena)
+        binding.set_state(arena)
+        np.testing.assert_array_equal(binding.arena, arena)
+        arena[0] = np.nan
+        binding.set_next_state(arena)
+        assert not binding.finite()
