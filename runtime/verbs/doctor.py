@@ -47,7 +47,13 @@ def doctor(
     """
     installed = versions(*PACKAGES)
     board = describe_board()
-    parts = [onnxruntime_part(installed, board), native_part(), native_cuda_part(), *extra_parts(installed)]
+    parts = [
+        onnxruntime_part(installed, board),
+        native_part(),
+        native_cuda_part(),
+        tensorrt_part(installed, board),
+        *extra_parts(installed),
+    ]
     if as_json:
         print_json(
             {
@@ -117,6 +123,24 @@ def native_cuda_part() -> Part:
         return Part(name, False, str(error), None)
     detail = f"{gpu.name}, compute capability {gpu.capability}, driver for CUDA {gpu.driver}; taken by name alone"
     return Part(name, True, detail, None)
+
+
+def tensorrt_part(installed: dict[str, str | None], board: dict[str, Any]) -> Part:
+    """Whether engines can be run here: a package that loads them, CUDA's bindings, a driver."""
+    name, packages = "backend tensorrt", ("tensorrt", "tensorrt-rtx-cu13-bindings")
+    found = [f"{package} {installed[package]}" for package in packages if installed[package]]
+    lacking = [] if found else ["TensorRT and TensorRT-RTX"]
+    lacking += [] if installed["cuda-bindings"] else ["cuda-bindings"]
+    lacking += [] if board["nvidia_driver"] or board["jetson"] else ["an NVIDIA driver"]
+    if not lacking:
+        return Part(name, True, f"{', '.join(found)}; engines are built by odestream compile", None)
+    remedy = "pip install 'odestream[trt-rtx]' for a PC's GPU"
+    if board["jetson"] or board["architecture"] == "aarch64":
+        remedy = "JetPack's python3-libnvinfer in a venv with --system-site-packages, and cuda-bindings; see JETSON.md"
+    if lacking == ["an NVIDIA driver"]:
+        remedy = "NVIDIA's driver; engines for other machines can be built without"
+    with_what = f" (there is {', '.join(found)})" if found else ""
+    return Part(name, False, f"without {', '.join(lacking)}{with_what}", remedy)
 
 
 def extra_parts(installed: dict[str, str | None]) -> list[Part]:

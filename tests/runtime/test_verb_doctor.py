@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,20 @@ def test_gpu_providers_are_found_by_their_libraries(tmp_path: Path, monkeypatch:
     spec = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
     monkeypatch.setattr(verb, "find_spec", lambda _: spec)
     assert verb.onnxruntime_part(NOTHING, PLAIN).detail == "of unknown version: cpu, cuda, tensorrt"
+
+
+@pytest.mark.parametrize(
+    ("packages", "board", "ready", "install"),
+    [
+        ({}, {"nvidia_driver": "580"}, False, r"odestream\[trt-rtx\]"),
+        ({}, {"jetson": "R36", "architecture": "aarch64"}, False, r"--system-site-packages, and cuda-bindings"),
+        ({"tensorrt-rtx-cu13-bindings": "1.7", "cuda-bindings": "13.0"}, {}, False, r"NVIDIA's driver"),
+        ({"tensorrt": "10.3.0", "cuda-bindings": "12.6"}, {"jetson": "R36"}, True, None),
+    ],
+)
+def test_what_engines_need_is_told_for_this_board(
+    packages: dict[str, str], board: dict[str, str], ready: bool, install: str | None
+) -> None:
+    part = verb.tensorrt_part(NOTHING | packages, PLAIN | board)
+    assert part.ready == ready
+    assert (part.install is None) if install is None else re.search(install, part.install or "")
