@@ -58,7 +58,7 @@ def test_clocks_and_memory_are_measured(model: Model) -> None:
         "memory": memory,
     }
     text = soak.section({"bundle": "b", "backend": "e", "minutes": 1.0}, parts)
-    assert "| kill −9 | 7 calls, 1 times the generation before | 5 | 0 |" in text
+    assert "| kill −9 | 7 calls, the generation before read 1 times | 5 | 0 |" in text
 
 
 def test_rows_are_the_same_from_any_call_on(model: Model) -> None:
