@@ -155,6 +155,17 @@ def test_a_fleet_s_snapshot_holds_streams_that_were_put_away(model: Model, tmp_p
         Fleet(model).snapshot()
 
 
+def test_a_restored_stream_takes_the_place_of_one_that_was_put_away(model: Model) -> None:
+    fleet = Fleet(model)
+    one(fleet, [1, 2, 3], 0)
+    blob = fleet.snapshot()
+    one(fleet, [3, 2, 1], 5)
+    fleet.evict(["a"])
+    fleet.restore(blob)
+    assert fleet.names == ["a"]
+    assert fleet.states()["a"].tick == 0
+
+
 def test_a_snapshot_that_does_not_fit_leaves_the_fleet_as_it_was(model: Model, tmp_path: Path) -> None:
     with load(write_tiny(tmp_path / "other", Tiny(seed=4))) as other:
         foreign = Fleet(other)

@@ -122,6 +122,19 @@ def test_the_ring_stays_within_its_limit_and_reaches_back(model: Model, tmp_path
     assert resume(model, tmp_path / "log").snapshot() == fleet.snapshot()
 
 
+def test_streams_too_many_for_the_limit_still_get_segments_that_hold_calls(
+    model: Model, tmp_path: Path, record: Record
+) -> None:
+    """A segment is at least twice its snapshot: otherwise every call would begin a new one."""
+    fleet = Fleet(model, recorder=record(tmp_path / "log", SMALLEST))
+    for t in range(20):
+        fleet.step([Observation(f"a stream with a long name, number {i}", [1, 2, 3], t) for i in range(100)])
+    segments = read_segments(tmp_path / "log")
+    assert len(segments[-2].snapshot) > SMALLEST // 8
+    assert len(segments[-2].events) >= 2
+    assert resume(model, tmp_path / "log").snapshot() == fleet.snapshot()
+
+
 def test_every_cut_of_a_segment_gives_a_prefix_of_its_calls(model: Model, tmp_path: Path, record: Record) -> None:
     fleet = Fleet(model, recorder=record(tmp_path / "log"))
     states = []
@@ -207,7 +220,11 @@ def test_a_new_model_gets_the_memory_that_it_would_have_had(short: Model, tmp_pa
 
 @pytest.mark.parametrize(
     ("tiny", "message"),
-    [(Tiny(channels=2), "a model of the same inputs"), (Tiny(time=TimeSpec(tick_seconds=1e-6)), "the same inputs")],
+    [
+        (Tiny(channels=2), "a model of the same inputs"),
+        (Tiny(time=TimeSpec(tick_seconds=1e-6)), "the same inputs"),
+        (Tiny(time=TimeSpec(tick_seconds=1e-12)), "the same inputs"),
+    ],
 )
 def test_a_model_of_other_inputs_is_not_rebuilt(
     model: Model, tmp_path: Path, record: Record, tiny: Tiny, message: str
