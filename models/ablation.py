@@ -7,6 +7,7 @@ stay the same, and so does the number of weights.
     read-gate     what a memory returns is passed on whole
     forget-gate   the long-term matrix forgets nothing: no factor, no decay over time
     flow          h stands still between observations: no leak, no drive
+    drive         h only leaks between observations: an exact exponential
     elapsed       encoder and head are not told how much time has passed
 
 Memories and time features are switched off by `CellConfig.stores` and `frequencies`; they then do not exist.
@@ -68,6 +69,10 @@ def _flow(cell: Cell) -> Held:
     return [(cell.field.log_decay, CLOSED), (cell.field.output, 0.0)]
 
 
+def _drive(cell: Cell) -> Held:
+    return [(cell.field.output, 0.0)]
+
+
 def _elapsed(cell: Cell) -> Held:
     """Columns, not whole tensors: the last one of the encoder, and those of `normalise.head_features` in the head."""
     c = cell.config
@@ -83,5 +88,6 @@ _HELD: dict[str, Callable[[Cell], Held]] = {
     "read-gate": _read_gate,
     "forget-gate": _forget_gate,
     "flow": _flow,
+    "drive": _drive,
     "elapsed": _elapsed,
 }
