@@ -19,7 +19,6 @@ runs/adjoint_memory only. An interrupted run goes on where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -34,14 +33,14 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from claim import judged, run
 from odestream.models.config import CellConfig, Sizes, preset
 from odestream.models.field import Field, FieldWeights, rotate
 from odestream.models.flow import integrate, unrolled_flow
-from results import FIGURES, circumstances_text, markdown_table, publish, write_json
+from results import circumstances_text, markdown_table
 from saved_bytes import SavedBytes
 from sweep import Sweep
 
-RUNS = Path(__file__).parents[1] / "runs" / "adjoint_memory"
 METHOD = "rk4"
 EXACT = {"method": "dopri5", "rtol": 1e-10, "atol": 1e-12}
 FLAT, GRADIENT = 1.05, 1e-4
@@ -106,22 +105,6 @@ class Problem:
         """Of a field as wide as this one."""
         width, inner = self.field.output.shape
         return configuration(Sizes(width, inner, 1, 1, 1, 1, 1, 1, 1, 1))
-
-
-def main() -> None:
-    """Run the benchmark as the command line asks."""
-    options = _options()
-    torch.set_num_threads(1)
-    plan, sweep = QUICK if options.quick else FULL, Sweep(RUNS / f"points_{'quick' if options.quick else 'full'}.json")
-    result = measure(plan, sweep)
-    print(report(result))
-    if options.quick:
-        write_json(RUNS / "adjoint_memory.json", result)
-        draw(result, RUNS / "adjoint_memory.png")
-    else:
-        publish("adjoint_memory", result, report(result))
-        draw(result, FIGURES / "adjoint_memory.png")
-    sweep.finish()
 
 
 def measure(plan: Plan, sweep: Sweep) -> dict[str, Any]:
@@ -243,7 +226,7 @@ def verdicts(result: dict[str, Any]) -> list[str]:
         (linear, f"bytes of the adjoint for each further output: {min(each):,.0f} to {max(each):,.0f}"),
         (not off, f"gradients of the adjoint within {GRADIENT:g} of float64; over it {off or 'nowhere'}"),
     ]
-    return [f"{'Holds' if held else '**Falsified**'}: {text}." for held, text in sorted(said, key=lambda one: one[0])]
+    return judged(said)
 
 
 def report(result: dict[str, Any]) -> str:
@@ -295,11 +278,5 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="check that the script works; its figures mean nothing")
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    main()
+    run("adjoint_memory", __doc__, (FULL, QUICK), measure, report, draw)

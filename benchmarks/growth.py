@@ -17,7 +17,6 @@ interrupted run goes on where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -33,16 +32,16 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
+from claim import judged, run
 from odestream.export import export_bundle
 from odestream.models.baselines import Frame, footprint, matched
 from odestream.models.baselines.full_attention import FullAttention, FullAttentionSizes, cache_bytes
 from odestream.models.cell import Cell
 from odestream.models.config import CellConfig, Sizes, preset
 from odestream.runtime import Stream, load
-from results import FIGURES, circumstances_text, markdown_table, publish, write_json
+from results import circumstances_text, markdown_table
 from sweep import Sweep
 
-RUNS = Path(__file__).parents[1] / "runs" / "growth"
 LARGEST_SLOPE = 0.02
 GAP = 10**8  # ticks of a nanosecond: a tenth of a model unit
 OURS, RIVAL = "odestream, streamed", "full attention, reading its cache"
@@ -60,22 +59,6 @@ class Plan:
 
 FULL = Plan(preset("nano"), (100, 1_000, 10_000, 100_000, 1_000_000), 40, 50)
 QUICK = Plan(Sizes(8, 8, 8, 8, 8, 2, 2, 1, 4, 4), (100, 1_000), 3, 10)
-
-
-def main() -> None:
-    """Run the benchmark as the command line asks."""
-    options = _options()
-    torch.set_num_threads(1)
-    plan, sweep = QUICK if options.quick else FULL, Sweep(RUNS / f"points_{'quick' if options.quick else 'full'}.json")
-    result = measure(plan, sweep)
-    print(report(result))
-    if options.quick:
-        write_json(RUNS / "growth.json", result)
-        draw(result, RUNS / "growth.png")
-    else:
-        publish("growth", result, report(result))
-        draw(result, FIGURES / "growth.png")
-    sweep.finish()
 
 
 def measure(plan: Plan, sweep: Sweep) -> dict[str, Any]:
@@ -192,7 +175,7 @@ def verdicts(result: dict[str, Any]) -> list[str]:
             f"the rival's time grows as steps^{rival:.3f}, its cache as steps^{slope(result, RIVAL, 'bytes'):.3f}",
         ),
     ]
-    return [f"{'Holds' if held else '**Falsified**'}: {text}." for held, text in sorted(said, key=lambda one: one[0])]
+    return judged(said)
 
 
 def report(result: dict[str, Any]) -> str:
@@ -228,11 +211,5 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="check that the script works; its figures mean nothing")
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    main()
+    run("growth", __doc__, (FULL, QUICK), measure, report, draw)

@@ -15,7 +15,6 @@ runs/solver_matters only. An interrupted run goes on where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
-import torch
 from rich.progress import track
 
 from adaptive_data import COLUMNS, write_table
+from claim import judged, run
 from odestream.models.checkpoint import Settings
 from odestream.models.config import BUCKETS
 from odestream.models.distributed import World
@@ -37,11 +36,10 @@ from odestream.models.train import Job, prepare
 from odestream.models.training.forecast import ForecastRecipe
 from odestream.models.training.loop import Budget, Trainer
 from odestream.runtime.contract.manifest import TaskSpec
-from results import FIGURES, circumstances_text, markdown_table, publish, write_json
+from results import circumstances_text, markdown_table
 from solver_matters_data import KINDS, record
 from sweep import Sweep
 
-RUNS = Path(__file__).parents[1] / "runs" / "solver_matters"
 FLAT = 0.01
 EXACT = "dopri5"
 POINTS = (*map(str, BUCKETS), EXACT)
@@ -72,22 +70,6 @@ class Plan:
 
 FULL = Plan(1500, 500, 3)
 QUICK = Plan(200, 4, 1)
-
-
-def main() -> None:
-    """Run the benchmark as the command line asks."""
-    options = _options()
-    torch.set_num_threads(1)
-    plan, sweep = QUICK if options.quick else FULL, Sweep(RUNS / f"points_{'quick' if options.quick else 'full'}.json")
-    result = measure(plan, sweep)
-    print(report(result))
-    if options.quick:
-        write_json(RUNS / "solver_matters.json", result)
-        draw(result, RUNS / "solver_matters.png")
-    else:
-        publish("solver_matters", result, report(result))
-        draw(result, FIGURES / "solver_matters.png")
-    sweep.finish()
 
 
 def measure(plan: Plan, sweep: Sweep) -> dict[str, Any]:
@@ -141,7 +123,7 @@ def verdicts(result: dict[str, Any]) -> list[str]:
         said.append(
             (ours < rival, f"{kind}: cell better than CfC, which has no solver ({ours:.4g} against {rival:.4g})")
         )
-    return [f"{'Holds' if held else '**Falsified**'}: {text}." for held, text in sorted(said, key=lambda one: one[0])]
+    return judged(said)
 
 
 def report(result: dict[str, Any]) -> str:
@@ -188,11 +170,5 @@ def _cell(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.4f} ({min(values):.4f} – {max(values):.4f})"
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="check that the script works; its figures mean nothing")
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    main()
+    run("solver_matters", __doc__, (FULL, QUICK), measure, report, draw)

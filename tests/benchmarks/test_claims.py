@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import adjoint_memory
+import claim
 import growth
 import sweep as sweep_module
 from saved_bytes import SavedBytes
@@ -57,6 +58,26 @@ def test_a_damaged_file_of_points_is_measured_anew(tmp_path: Path, clean: dict[s
     del clean
     (tmp_path / "points.json").write_text(content)
     assert Sweep(tmp_path / "points.json").get("a", lambda: 4) == 4
+
+
+def test_a_quick_run_measures_the_small_plan_and_writes_into_its_own_folder_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(claim, "RUNS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["script", "--quick"])
+
+    def measure(plan: str, sweep: Sweep) -> dict[str, Any]:
+        return {"found": sweep.get("one", plan.upper)}
+
+    def draw(result: dict[str, Any], path: Path) -> None:
+        path.write_text(result["found"])
+
+    claim.run("thing", "About.", ("full", "quick"), measure, lambda result: f"found {result['found']}", draw)
+    assert capsys.readouterr().out == "found QUICK\n"
+    assert sorted(p.name for p in (tmp_path / "thing").iterdir()) == ["thing.json", "thing.png"]
+    kept = json.loads((tmp_path / "thing" / "thing.json").read_text())
+    assert kept["found"] == "QUICK"
+    assert kept["circumstances"]["commit"]
 
 
 def test_saved_bytes_are_those_of_the_tensors_that_a_backward_pass_needs() -> None:
