@@ -45,7 +45,7 @@ class Told(NamedTuple):
     gap: Tensor
 
 
-class Path(NamedTuple):
+class Swept(NamedTuple):
     """Members of the state after each of T times [T, B, …], those that a forecast starts from, and the last state."""
 
     kept: State
@@ -118,7 +118,7 @@ class Baseline(nn.Module, ABC):
         del elapsed, dt
         return state["h"]
 
-    def sweep(self, told: Told, state: State) -> Path:
+    def sweep(self, told: Told, state: State) -> Swept:
         """All of T times [T, B, …], one by one unless an architecture can do better."""
         kept: dict[str, list[Tensor]] = {name: [] for name in ("h", *self.starts_from)}
         now = {name: state[name] for name in ("h", *(m.name for m in self.members()))}
@@ -127,7 +127,7 @@ class Baseline(nn.Module, ABC):
             now = self._moved(one, now)
             for name, values in kept.items():
                 values.append(now[name])
-        return Path({name: torch.stack(values) for name, values in kept.items()}, now)
+        return Swept({name: torch.stack(values) for name, values in kept.items()}, now)
 
     def spec(self) -> StepSpec:
         """Inputs, outputs and state members, in graph order."""

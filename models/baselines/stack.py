@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odestream.models.baselines.config import BaselineConfig, FedSizes, StackSizes
-from odestream.models.baselines.frame import Baseline, Path, Told
+from odestream.models.baselines.frame import Baseline, Swept, Told
 from odestream.models.baselines.initial import linear
 from odestream.models.cell import State
 from odestream.runtime.contract.spec import StateSpec
@@ -87,7 +87,7 @@ class Stacked(Baseline):
             new.update({f"{name}{i}": value for name, value in after.items()})
         return {"h": self.final(x), **new}
 
-    def sweep(self, told: Told, state: State) -> Path:
+    def sweep(self, told: Told, state: State) -> Swept:
         """All observations through all blocks, each block for all times at once."""
         observed = told.observed.squeeze(-1).transpose(0, 1)
         order = torch.argsort((~observed).long(), dim=1, stable=True).unsqueeze(-1)
@@ -104,7 +104,7 @@ class Stacked(Baseline):
         h = torch.cat([state["h"].unsqueeze(1), self.final(x)], dim=1)
         latest = torch.cumsum(observed.long(), dim=1).unsqueeze(-1)
         h = torch.gather(h, 1, latest.expand(-1, -1, h.shape[-1])).transpose(0, 1)
-        return Path({"h": h}, {"h": h[-1], **new})
+        return Swept({"h": h}, {"h": h[-1], **new})
 
     def _fed(self, i: int, x: Tensor) -> Tensor:
         return x + self.feeds[i](x) if len(self.feeds) else x
