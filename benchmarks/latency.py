@@ -73,7 +73,7 @@ class Plan:
 
     steps: tuple[int, ...] = (1, 4, 16)
     rows: int = 32
-    seconds: float = 1.5
+    seconds: float = 1.0
     rounds: int = 15
     calls: int = 1_000_000
     compilers: bool = True
