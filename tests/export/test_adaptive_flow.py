@@ -52,7 +52,7 @@ def lived(path: Path, manifest: Manifest) -> tuple[Samples, list[Output]]:
     ticks = np.concatenate([[17 * 10**17], 17 * 10**17 + np.cumsum(gaps)])
     starts: list[dict[str, Any]] = []
     outputs = []
-    with load(path) as model:
+    with load(path, "onnxruntime") as model:
         stream = model.stream()
         stream.step([351.0, -2.0], int(ticks[0]))
         for i in range(CALLS):
@@ -96,7 +96,7 @@ def test_the_batched_flow_decides_as_a_stream_does_call_by_call(
     cell, bundle = exported("forecast")
     manifest = with_factor(bundle, factor, tmp_path)
     samples, outputs = lived(tmp_path, manifest)
-    with load(tmp_path) as model:
+    with load(tmp_path, "onnxruntime") as model:
         flow = ByGraphs(cell, manifest, samples, model.bind()) if by_graphs else AdaptiveFlow(cell, manifest, samples)
         flow.prepare()
         crossed = flow.cross(flow.rule, np.arange(CALLS))
