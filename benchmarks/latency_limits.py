@@ -78,7 +78,9 @@ def reader(floats: int) -> Reader:
     folder = Path(tempfile.mkdtemp())
     source, library = folder / "reader.cpp", folder / "reader.so"
     source.write_text(READER, encoding="utf-8")
-    flags = ["-O3", "-march=native", "-funroll-loops", "-shared", "-fPIC", "-ffast-math", "-Wno-psabi"]
+    # Not -ffast-math: a library linked with it flushes small numbers to zero in the whole process.
+    free = ["-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"]
+    flags = ["-O3", "-march=native", "-funroll-loops", "-shared", "-fPIC", *free, "-Wno-psabi"]
     subprocess.run([find_compiler(), *flags, str(source), "-o", str(library)], check=True)
     function = ctypes.CDLL(str(library)).total
     function.restype, function.argtypes = ctypes.c_float, [ctypes.c_void_p, ctypes.c_long, ctypes.c_long]

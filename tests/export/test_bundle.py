@@ -99,8 +99,8 @@ def test_a_difference_from_torch_fails_the_export_and_leaves_nothing(
     nudged = {"update.bias": cell.update.bias.detach() + 1e-3}
     traced = export_module.trace_cell
 
-    def wrong(cell: object) -> object:
-        made = traced(cell)  # type: ignore[arg-type]
+    def wrong(*arguments: object) -> object:
+        made = traced(*arguments)  # type: ignore[arg-type]
         made.weights.update(nudged)
         return made
 
