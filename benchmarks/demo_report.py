@@ -78,7 +78,8 @@ def _latency(bench: dict[str, Any]) -> Table:
     for row in bench["measurements"]:
         pace = row["mode"] if row["rate_hz"] is None else f"{row['rate_hz']:g} a second"
         missed = "" if row["deadline_misses"] is None else f"{row['deadline_misses']}"
-        table.add_row(row["name"], str(row["batch"]), pace, *(f"{row[key]:.0f}" for key in percentiles), missed)
+        name = row["name"] if row["steps"] is None else f"{row['name']}, {row['steps']} step{'s' * (row['steps'] != 1)}"
+        table.add_row(name, str(row["batch"]), pace, *(f"{row[key]:.0f}" for key in percentiles), missed)
     return table
 
 
