@@ -44,12 +44,14 @@ class Bundle:
 
     path: where it was read, for messages only. files: name → bytes of every file but the manifest.
     weights: name → read-only array over one copy of the weights file, aligned to 64 bytes (bfloat16 as uint16).
+    engines: the folder of its compiled engines, None for the usual one.
     """
 
     path: Path
     manifest: Manifest
     files: Mapping[str, bytes]
     weights: Mapping[str, NDArray[np.generic]]
+    engines: Path | None = None
 
     def graph(self, label: str) -> bytes:
         """The ONNX bytes of one bucket."""
@@ -60,8 +62,8 @@ class Bundle:
         return decode_vectors(self.files[VECTORS_NAME], self.manifest, str(self.path / VECTORS_NAME))
 
 
-def read_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Read and check the bundle at `path`.
+def read_bundle(path: str | os.PathLike[str], engines: Path | None = None) -> Bundle:
+    """Read and check the bundle at `path`; `engines` is kept, see `Bundle`.
 
     Raises BundleError (a file missing or extra, content against the format), IntegrityError (size or sha256
     against the manifest) and PathError (a link, a device, a name that is not plain).
@@ -80,7 +82,7 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     finally:
         os.close(directory)
     check_manifest(manifest, str(where / MANIFEST_NAME))
-    return Bundle(where, manifest, files, _weights(manifest, files[WEIGHTS_NAME]))
+    return Bundle(where, manifest, files, _weights(manifest, files[WEIGHTS_NAME]), engines)
 
 
 def _read_manifest(where: Path, directory: int) -> Manifest:

@@ -32,15 +32,18 @@ wrong one may show late and in one bucket alone; all stored steps take it some t
 """
 
 
-def load(path: str | os.PathLike[str], backend: str = AUTO, threads: int = 1) -> Model:
+def load(
+    path: str | os.PathLike[str], backend: str = AUTO, threads: int = 1, engines: str | os.PathLike[str] | None = None
+) -> Model:
     """Load the bundle at `path`.
 
     backend: a name, which is given or refused, or `auto`: the first of `backends.AUTOMATIC` that can run it here.
     Either must reproduce the bundle's stored vectors on this machine: native all of them, onnxruntime the first.
-    threads: threads of one call.
+    threads: threads of one call. engines: folder of the bundle's compiled engines, for `tensorrt`; by default what
+    ODESTREAM_ENGINES names, or `BUNDLE.engines`.
     Raises BundleError, IntegrityError or PathError for the bundle, CompatError for the backend.
     """
-    bundle = read_bundle(path)
+    bundle = read_bundle(path, None if engines is None else Path(engines))
     if backend != AUTO:
         engine = _tested(backend, bundle, threads)
         return Model(bundle, engine, f"{backend} was asked for and reproduces the bundle's stored vectors here")

@@ -46,14 +46,25 @@ class Stored:
 
 
 def engine_folder(bundle: str | os.PathLike[str]) -> Path:
-    """Where a bundle's engines lie: what ODESTREAM_ENGINES names, or `BUNDLE.engines` beside it."""
+    """Where a bundle's engines lie by default: what ODESTREAM_ENGINES names, or `BUNDLE.engines` beside it."""
     named = os.environ.get(ENGINES_VARIABLE)
     return Path(named) if named else Path(f"{Path(bundle)}.engines")
 
 
+def engines_of(bundle: Bundle) -> Path:
+    """Where this bundle's engines are looked for: the folder it was read with, or the default one."""
+    return bundle.engines or engine_folder(bundle.path)
+
+
+def compile_command(bundle: Bundle, target: str) -> str:
+    """The command that builds a bundle's engines where they are looked for."""
+    out = "" if bundle.engines is None else f" --out {bundle.engines}"
+    return f"odestream compile {bundle.path} --target {target}{out}"
+
+
 def built_targets(bundle: Bundle) -> tuple[str, ...]:
     """Packages that some engine in the bundle's folder was built with."""
-    records = (_quiet_record(path) for path in _engines(engine_folder(bundle.path)))
+    records = (_quiet_record(path) for path in _engines(engines_of(bundle)))
     return tuple(dict.fromkeys(record.target for record in records if record is not None))
 
 
@@ -62,7 +73,7 @@ def find_engine(bundle: Bundle, label: str, here: Here) -> Stored:
 
     Raises CompatError: where there is none, with what the nearest one lacks and the command that builds it.
     """
-    folder, refusals = engine_folder(bundle.path), list[str]()
+    folder, refusals = engines_of(bundle), list[str]()
     stem = bundle.manifest.graphs[label].removesuffix(".onnx")
     for path in _engines(folder):
         if not path.name.startswith(f"{stem}."):
@@ -72,7 +83,7 @@ def find_engine(bundle: Bundle, label: str, here: Here) -> Stored:
         if problem is None:
             return Stored(path, record, None if record.plugin is None else find_plugin(record.plugin))
         refusals.append(f"{path.name}: {problem}")
-    command = f"odestream compile {bundle.path} --target {here.package.target}"
+    command = compile_command(bundle, here.package.target)
     if not refusals:
         raise CompatError(f"{folder}: no engine of {stem}; run on this machine: {command}")
     raise CompatError(

@@ -25,7 +25,8 @@ from odestream.runtime.backends.engine_store import (
     Stored,
     built_targets,
     check_engine,
-    engine_folder,
+    compile_command,
+    engines_of,
     find_engine,
 )
 from odestream.runtime.backends.trt_package import Package, load_package, make_logger
@@ -46,9 +47,7 @@ def open_engine(bundle: Bundle, threads: int = 1) -> Engine:
         raise CompatError(f"threads is {threads}, but {NAME} runs on a GPU; leave it out")
     targets = built_targets(bundle)
     if not targets:
-        raise CompatError(
-            f"{engine_folder(bundle.path)}: no engine; run odestream compile {bundle.path} --target tensorrt or trt-rtx"
-        )
+        raise CompatError(f"{engines_of(bundle)}: no engine; run {compile_command(bundle, 'tensorrt')} (or trt-rtx)")
     tried = [_try(bundle, target) for target in targets]
     engine = next((found for found in tried if isinstance(found, TensorrtEngine)), None)
     if engine is None:
@@ -130,7 +129,7 @@ class TensorrtEngine:
         if engine is None:
             raise CompatError(
                 f"{stored.path}: {self.package.target} {self.package.version} refuses it ({self.said()}); run on this "
-                f"machine: odestream compile {self.bundle.path} --target {self.package.target}"
+                f"machine: {compile_command(self.bundle, self.package.target)}"
             )
         _check_tensors(engine, self.spec, str(stored.path))
         return engine, record

@@ -12,6 +12,7 @@ import typer
 from odestream.runtime.verbs.bench_run import Plan, Result, backend_names, run_bench
 from odestream.runtime.verbs.console import (
     machine,
+    refuse_engines,
     refuse_outputs,
     save_json,
     show_table,
@@ -28,6 +29,9 @@ def bench(
     backend: Annotated[str, typer.Option(help="The engine to use; auto takes native where it can run.")] = "auto",
     against: Annotated[
         str | None, typer.Option("--compare", help="Several engines side by side, with commas; the first is 1.")
+    ] = None,
+    engines: Annotated[
+        Path | None, typer.Option(help="Folder of the engines of --backend tensorrt; BUNDLE.engines by default.")
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes for the bare engine, with commas.")] = "1,8,64",
     buckets: Annotated[
@@ -53,7 +57,8 @@ def bench(
     batches = whole_numbers("--batch", batch, "1,8,64")
     chosen = None if buckets is None else whole_numbers("--buckets", buckets, "1,4")
     backends = backend_names(backend, against)
-    name, results = run_bench(bundle, backends, Plan(batches, chosen, rate, seconds))
+    refuse_engines(engines, backends)
+    name, results = run_bench(bundle, backends, Plan(batches, chosen, rate, seconds, engines))
     engine = ", ".join(dict.fromkeys(result.backend for result in results))
     title = f"{name} on {engine}, {machine()['processor']}, one thread"
     _show(title, results)

@@ -41,12 +41,13 @@ class Result:
 @dataclass(frozen=True)
 class Plan:
     """What is measured. batches: of the bare engine. buckets: to choose among, None for the bundle's. rate: calls a
-    second of the paced stream. seconds: of each measurement."""
+    second of the paced stream. seconds: of each measurement. engines: folder of tensorrt's, None for the usual one."""
 
     batches: Sequence[int]
     buckets: Sequence[int] | None
     rate: float
     seconds: float
+    engines: Path | None = None
 
 
 def backend_names(backend: str, against: str | None) -> tuple[str, ...]:
@@ -69,7 +70,7 @@ def run_bench(bundle: Path, backends: Sequence[str], plan: Plan) -> tuple[str, l
     Each round measures all of them. CompatError where a backend cannot run here.
     """
     with ExitStack() as stack:
-        models = [stack.enter_context(load(bundle, backend=name)) for name in backends]
+        models = [stack.enter_context(load(bundle, name, engines=plan.engines)) for name in backends]
         walks = [[Walk(model, plan.buckets), Walk(model, plan.buckets)] for model in models]
         columns = [
             subjects(model, own, plan.batches, plan.buckets, plan.rate)

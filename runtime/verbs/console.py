@@ -98,6 +98,12 @@ def refuse_outputs(force: bool, *paths: Path | None) -> None:
         raise PathError(f"{', '.join(map(str, given))} are one file; give each output a path of its own")
 
 
+def refuse_engines(engines: Path | None, backends: Sequence[str]) -> None:
+    """InputError where a folder of engines is named for backends that use none."""
+    if engines is not None and "tensorrt" not in backends:
+        raise InputError(f"--engines {engines} is for tensorrt, not {', '.join(backends)}; add --backend tensorrt")
+
+
 def versions(*packages: str) -> dict[str, str | None]:
     """Installed versions by distribution name, None where it is not installed; nothing is imported."""
     return {package: _version(package) for package in packages}

@@ -29,7 +29,7 @@ from odestream.runtime.recorder import Recorder, segment_paths
 from odestream.runtime.session import UNNAMED
 from odestream.runtime.table import STDIN, open_source
 from odestream.runtime.telemetry import Telemetry
-from odestream.runtime.verbs.console import reading_progress, refuse_outputs, save_json, whole_numbers
+from odestream.runtime.verbs.console import reading_progress, refuse_engines, refuse_outputs, save_json, whole_numbers
 from odestream.runtime.verbs.rows import TableRow, Writer, table_rows, with_inputs
 from odestream.runtime.verbs.stopping import Stopper
 from odestream.runtime.verbs.tally import Tally, as_json, sentence, total
@@ -47,6 +47,9 @@ def run(
     source: Annotated[str, typer.Option("--input", help="A CSV (a text for a token model); - is standard input.")],
     output: Annotated[str, typer.Option(help="The CSV to write; - is standard output, row by row.")] = STDOUT,
     backend: Annotated[str, typer.Option(help="The engine to use; auto takes native where it can run.")] = "auto",
+    engines: Annotated[
+        Path | None, typer.Option(help="Folder of the engines of --backend tensorrt; BUNDLE.engines by default.")
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Continue the streams of this snapshot, or of the log in this folder.")
     ] = None,
@@ -88,8 +91,9 @@ def run(
     how = _How(Policies(on_gap=on_gap, on_late=on_late), chosen, batch, Telemetry(deadline and deadline / 1e3))
     _refuse_paths(source, None if output == STDOUT else Path(output), resume, snapshot, report, force)
     _refuse_log(record, resume)
+    refuse_engines(engines, (backend,))
     with ExitStack() as stack:
-        model, stopper = stack.enter_context(load(bundle, backend=backend)), stack.enter_context(Stopper())
+        model, stopper = stack.enter_context(load(bundle, backend, engines=engines)), stack.enter_context(Stopper())
         if metrics is not None:
             stack.callback(serve(how.telemetry, metrics))
         recorder = None if record is None else Recorder(record, record_mib * MIB)

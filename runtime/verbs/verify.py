@@ -16,7 +16,7 @@ from odestream.runtime.contract.manifest import ParityRow
 from odestream.runtime.errors import CompatError
 from odestream.runtime.model import AUTO
 from odestream.runtime.replay import failures, verify_vectors
-from odestream.runtime.verbs.console import machine, refuse_outputs, save_json, show_table, versions
+from odestream.runtime.verbs.console import machine, refuse_engines, refuse_outputs, save_json, show_table, versions
 
 GROUP = "odestream.verify"
 FRAMEWORK = "torch"
@@ -29,6 +29,9 @@ def verify(
     run: Annotated[Path | None, typer.Option(help="Compare with the training run that it was exported from.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps to check; all stored ones by default.")] = None,
     backend: Annotated[str, typer.Option(help="The engine to check; auto takes native where it can run.")] = "auto",
+    engines: Annotated[
+        Path | None, typer.Option(help="Folder of the engines of --backend tensorrt; BUNDLE.engines by default.")
+    ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file of --json where it exists.")] = False,
 ) -> None:
@@ -40,8 +43,9 @@ def verify(
     Exit status 1 where a tensor is beyond its tolerance.
     """
     refuse_outputs(force, json_path)
+    refuse_engines(engines, (backend,))
     compare = None if run is None else _framework()
-    loaded = read_bundle(bundle)
+    loaded = read_bundle(bundle, engines)
     engine = _open(backend, loaded)
     try:
         if compare is None:
