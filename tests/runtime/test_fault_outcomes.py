@@ -35,19 +35,25 @@ from tests.runtime.test_faults import FAULTS
 
 ROOT = Path(__file__).parents[2]
 
+_ENGINES = "runtime/test_backend_tensorrt.py"
+
 ELSEWHERE = {
+    25: (_ENGINES, "test_25_a_plugin_library_outside_the_allowed_folders_is_never_opened"),
     26: ("models/test_checkpoint.py", "test_a_pickle_is_refused_and_not_executed"),
     27: ("models/test_checkpoint.py", "test_weights_that_are_not_finite_are_neither_saved_nor_loaded"),
     28: ("runtime/test_backend_onnxruntime.py", "test_an_unknown_backend_lists_the_known"),
+    **dict.fromkeys(range(29, 34), (_ENGINES, "test_an_engine_that_does_not_belong_here_is_refused_before_it_is_read")),
     57: ("runtime/test_generations.py", "test_a_damaged_newest_gives_the_one_before_and_says_why"),
     62: ("runtime/test_generations.py", "test_a_disk_that_fails_at_any_point_keeps_a_whole_generation"),
     64: ("export/test_bundle.py", "test_a_bundle_is_replaced_whole_and_only_by_force"),
     69: ("runtime/test_batch.py", "test_a_row_that_fails_fails_alone_and_leaves_its_stream_as_it_was"),
+    70: (_ENGINES, "test_what_fails_while_loading_is_told_and_nothing_is_kept"),
+    71: (_ENGINES, "test_a_sticky_error_marks_the_device_as_lost_and_asks_it_nothing_more"),
 }
-"""Cases whose table is another file: what they need is built there."""
+"""Cases whose table is another file: what they need is built there. Devices and their engines are scripted there."""
 
-NOT_YET = {14, 15} | {25, 29, 30, 31, 32, 33} | {70, 71, 74}
-"""Signatures; engines, plugins and their cache; a device's memory, errors and throttling."""
+NOT_YET = {14, 15, 74}
+"""Signatures; a device's throttling."""
 
 
 def test_every_case_of_the_catalogue_is_held_by_a_test() -> None:
