@@ -1,8 +1,8 @@
 """What half precision saves, and how far its stream drifts.
 
-A nano cell with drawn weights, none of them zero, is exported in each precision. The export lets the stream of a half-precision cell and
-that of the float32 cell live through the same 10,000 steps, each from its own states; this script adds the time of a
-step on the engines that run it on this CPU, and groups the drift by what a tensor is.
+A nano cell with drawn weights, none of them zero, is exported in each precision. The export lets the stream of a
+half-precision cell and that of the float32 cell live through the same 10,000 steps, each from its own states; this
+script adds the time of a step on the engines that run it on this CPU, and groups the drift by what a tensor is.
 
     python benchmarks/precision.py            a minute
     python benchmarks/precision.py --quick    a small cell and a few steps; its figures mean nothing
