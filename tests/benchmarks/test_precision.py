@@ -11,6 +11,7 @@ from odestream.export import half
 from tests.helpers.calibration import skip_calibration
 
 
+@pytest.mark.slow
 def test_narrower_weights_are_smaller_and_coarser_ones_drift_farther(
     monkeypatch: pytest.MonkeyPatch, native_library: Path
 ) -> None:
