@@ -7,7 +7,10 @@ import pytest
 
 from odestream.export import export_bundle
 from odestream.runtime import Model, load
+from odestream.runtime.backends import cuda_device, tensorrt
+from odestream.runtime.backends.trt_package import Package
 from odestream.runtime.contract.manifest import TimeSpec
+from tests.helpers import scripted_gpu as scripted
 from tests.helpers.calibration import skip_calibration
 from tests.helpers.problems import tiny_config
 from tests.helpers.sequences import random_cell
@@ -38,3 +41,13 @@ def cell_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         skip_calibration(patch)
         export_bundle(cell, target, buckets=(1, 4), time=time, verify_steps=50)
     return target
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> scripted.Script:
+    """A GPU and a TensorRT-RTX for this test."""
+    script = scripted.Script()
+    module = scripted.tensorrt_module(script)
+    monkeypatch.setattr(cuda_device, "load_bindings", lambda: scripted.Runtime(script))
+    monkeypatch.setattr(tensorrt, "load_package", lambda target: Package(target, module, module.__version__))
+    return script
