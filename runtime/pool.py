@@ -7,6 +7,8 @@ wait than the pool takes, `submit` waits, then refuses: whoever sends too fast i
 
 from __future__ import annotations
 
+import copy
+import logging
 import threading
 import time
 from collections import deque
@@ -26,6 +28,7 @@ from odestream.runtime.member import Observation
 from odestream.runtime.records import Output
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 _Job = tuple[Observation, "Future[Output]"]
 
 
@@ -53,6 +56,7 @@ class Pool:
         self._running = 0
         self._oldest = self._next_look = 0.0
         self._closed = False
+        self._ended = False
         self._thread = threading.Thread(target=self._work, name="odestream-pool", daemon=True)
         self._thread.start()
 
@@ -113,15 +117,20 @@ class Pool:
             self._changed.wait_for(lambda: not self._waiting and not self._running)
 
     def close(self, snapshot: Path | None = None) -> None:
-        """Refuse new rows, answer those that wait, then save and end the streams. Closing twice is allowed."""
+        """Refuse new rows, answer those that wait, then save and end the streams. Closing twice is allowed.
+
+        Where the snapshot cannot be written the streams live on: close again, with another path or without one.
+        """
         with self._changed:
-            already, self._closed = self._closed, True
+            self._closed = True
             self._changed.notify_all()
         self._thread.join()
-        if not already:
-            if snapshot is not None:
-                self.save(snapshot)
-            self._with_fleet(lambda fleet: fleet.close())
+        if self._ended:
+            return
+        if snapshot is not None:
+            self.save(snapshot)
+        self._ended = True
+        self._with_fleet(lambda fleet: fleet.close())
 
     def __enter__(self) -> Pool:
         return self
@@ -150,7 +159,10 @@ class Pool:
         idle, now = self._idle, time.monotonic()
         if idle is not None and now >= self._next_look:
             self._next_look = now + idle / 4
-            self._with_fleet(lambda fleet: fleet.evict_idle(idle))
+            try:
+                self._with_fleet(lambda fleet: fleet.evict_idle(idle))
+            except Exception as error:  # noqa: BLE001 (a full disk must not end the thread that callers wait for)
+                _LOG.warning("idle streams stay awake (%s); look at the shelf's disk", error)
 
     def _gather(self) -> list[_Job] | None:
         """The rows of the next call; none where streams may have become idle, None where the pool is done."""
@@ -195,5 +207,7 @@ class Pool:
 
 def _own(values: ArrayLike) -> ArrayLike:
     """A copy that the caller cannot change; the stream judges what it is."""
-    copied: ArrayLike = values.copy() if isinstance(values, np.ndarray | list) else values
-    return copied
+    try:
+        return copy.deepcopy(values)
+    except TypeError:
+        return np.array(values)  # a view of memory

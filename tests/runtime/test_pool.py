@@ -182,3 +182,30 @@ def test_a_fault_of_the_pool_itself_reaches_those_who_wait_and_ends_nothing(
 def test_limits_that_make_no_sense_are_refused(model: Model, options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="give a wait from 0"):
         Pool(Fleet(model), **options)
+
+
+def test_a_shelf_that_cannot_be_written_ends_nothing(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet, tried = Fleet(model), threading.Event()
+
+    def full(*_: object) -> None:
+        tried.set()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fleet._shelf, "put", full)
+    with Pool(fleet, idle=0.02) as pool:
+        pool.step("a", [1, 2, 3], 0)
+        assert tried.wait(10)
+        twin = model.stream()
+        twin.step([1, 2, 3], 0)
+        assert same(pool.step("a", [1, 2, 3], SECOND), twin.step([1, 2, 3], SECOND))
+
+
+def test_a_snapshot_that_cannot_be_written_leaves_the_streams_for_another_close(model: Model, tmp_path: Path) -> None:
+    pool = Pool(Fleet(model))
+    pool.step("a", [1, 2, 3], 0)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError, match="file"):
+        pool.close(tmp_path / "file" / "s")
+    pool.close(tmp_path / "s")
+    assert list(model.restore_streams(read_generation(tmp_path / "s").data)) == ["a"]
+    pool.close()
