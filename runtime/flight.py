@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from odestream.runtime.contract.manifest import TimeSpec
 from odestream.runtime.errors import LogError, OdestreamError
 from odestream.runtime.fleet import Answer, Fleet
-from odestream.runtime.inputlog import Call, Eviction, LoggedRow, Segment, answer_digest
+from odestream.runtime.inputlog import FAILED, Call, Eviction, LoggedRow, Segment, answer_digest
 from odestream.runtime.member import Observation
 from odestream.runtime.model import Model
 from odestream.runtime.policies import REPLAY, RESET
@@ -52,18 +52,29 @@ class Refusal:
     first: OdestreamError
 
 
-def resume(model: Model, folder: Path, recorder: Recorder | None = None, telemetry: Telemetry | None = None) -> Fleet:
+def resume(
+    model: Model,
+    folder: Path,
+    recorder: Recorder | None = None,
+    telemetry: Telemetry | None = None,
+    tell: Callable[[str], object] = lambda sentence: None,
+) -> Fleet:
     """The fleet of a log as it was after the last call that the log holds.
 
-    recorder: goes on with the log from here. telemetry: counts from here. LogError where the log is another model's.
+    recorder: goes on with the log from here. telemetry: counts from here. tell: hears what a user should know, of
+    damage and of answers that came out otherwise. LogError where the log is another model's.
     """
     segments = read_segments(folder)
     newest = segments[-1]
     check_model(model, newest)
     head = newest.head
     fleet = Fleet(model, head.policies, buckets=head.buckets, largest=head.largest)
-    for _ in replay(fleet, _with_history(segments, len(segments) - 1)):
-        pass
+    whole = [_without_failures(segment) for segment in _with_history(segments, len(segments) - 1)]
+    different = sum(not replayed.same for replayed in replay(fleet, whole))
+    if newest.damage:
+        tell(f"{newest.path} is damaged ({newest.damage}); the streams go on from the last call before")
+    if different:
+        tell(f"{different} answers of {folder} came out otherwise here; the log was recorded on {head.backend}")
     fleet.continue_with(recorder, telemetry)
     return fleet
 
@@ -146,6 +157,15 @@ def _with_history(segments: Sequence[Segment], place: int) -> Sequence[Segment]:
     """The segment at `place`, after the one before it where late rows may reach back into that."""
     reaches_back = place > 0 and segments[place].head.policies.on_late == REPLAY
     return segments[place - reaches_back : place + 1]
+
+
+def _without_failures(segment: Segment) -> Segment:
+    """The rows that were taken: one that failed left its stream as it was, and might be taken on a sounder device."""
+    taken = (
+        event if isinstance(event, list) else tuple(row for row in event if row.digest != FAILED)
+        for event in segment.events
+    )
+    return replace(segment, events=tuple(event for event in taken if event))
 
 
 def _align(fleet: Fleet, segment: Segment) -> None:

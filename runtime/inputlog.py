@@ -33,6 +33,8 @@ from odestream.runtime.records import Output
 
 MAGIC = b"odestream-log-1\n"
 SUFFIX = ".odelog"
+FAILED = bytes(8)
+"""The digest of a row that was refused: its stream stayed as it was."""
 
 _FAMILY = b"odestream-log-"
 _FRAME = struct.Struct("<II")
@@ -93,7 +95,7 @@ class Segment:
 def answer_digest(answer: Answer) -> bytes:
     """8 bytes that two answers share only if they are the same, bit for bit: y, err and what the solver decided."""
     if not isinstance(answer, Output):
-        return bytes(8)
+        return FAILED
     decided = repr((answer.err, answer.bucket, answer.flagged, answer.calls, answer.reruns)).encode()
     return hashlib.blake2b(answer.y.tobytes() + decided, digest_size=8).digest()
 

@@ -130,7 +130,7 @@ def _fleet(model: Model, resume: Path | None, how: _How, recorder: Recorder | No
     """The fleet that the options ask for, with the streams that are resumed."""
     fleet = Fleet(model, how.policies, buckets=how.buckets, largest=how.batch)
     if resume is not None and resume.is_dir():
-        fleet = resume_log(model, resume)
+        fleet = resume_log(model, resume, tell=_tell_user)
         if (fleet.policies, fleet.buckets) != (how.policies, how.buckets and tuple(how.buckets)):
             raise LogError(
                 f"{resume} was recorded with {fleet.policies} and buckets {fleet.buckets}; resume it with the same"
@@ -138,12 +138,16 @@ def _fleet(model: Model, resume: Path | None, how: _How, recorder: Recorder | No
     elif resume is not None:
         found = read_generation(resume)
         if found.path != resume:
-            print(f"odestream: resuming from {found.origin}", file=sys.stderr)
+            _tell_user(f"resuming from {found.origin}")
         fleet.restore(found.data, str(found.path))
     if model.manifest.task.stream is None:
         _name_alone(fleet, resume)
     fleet.continue_with(recorder, how.telemetry)
     return fleet
+
+
+def _tell_user(sentence: str) -> None:
+    print(f"odestream: {sentence}", file=sys.stderr)
 
 
 def _name_alone(fleet: Fleet, resume: Path | None) -> None:

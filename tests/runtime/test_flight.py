@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from odestream.runtime import InputError, LogError, Model, Output, SessionBusy, load
+from odestream.runtime import InputError, LogError, Model, Output, SessionBusy, StateError, load
 from odestream.runtime.contract.manifest import TimeSpec
 from odestream.runtime.fleet import Fleet, Observation
 from odestream.runtime.flight import moment, rebuild, replay, resume
@@ -323,3 +323,31 @@ def test_a_memory_that_is_written_and_never_read_has_no_influence(tmp_path: Path
         stream = model.stream()
         stream.step([1, 2, 3], 0)
         assert influences(model, stream.save(), [Observation("a", [1, 1, 1], SECOND)]) == []
+
+
+def test_a_row_that_failed_where_it_was_recorded_is_not_taken_when_its_log_is_resumed(
+    model: Model, tmp_path: Path, record: Record
+) -> None:
+    recorder = record(tmp_path / "log", SMALLEST)
+    fleet = Fleet(model, recorder=recorder)
+    fleet.step([Observation("a", [1, 2, 3], 0)])
+    recorder.record(fleet, [Observation("a", [1, 2, 3], SECOND)], [StateError("the device failed")])
+    told: list[str] = []
+    assert resume(model, tmp_path / "log", tell=told.append).snapshot() == fleet.snapshot()
+    assert told == []
+
+
+def test_damage_in_the_newest_segment_is_told_when_it_is_resumed(model: Model, tmp_path: Path, record: Record) -> None:
+    fleet = Fleet(model, recorder=record(tmp_path / "log", SMALLEST))
+    for t in range(10):
+        fleet.step([Observation("a", [1, 2, 3], t)])
+    fleet.close()
+    path = segment_paths(tmp_path / "log")[-1]
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    told: list[str] = []
+    state = resume(model, tmp_path / "log", tell=told.append).state("a")
+    assert state is not None
+    assert state.tick == 8
+    assert "is damaged" in told[0]
