@@ -6,13 +6,14 @@ bit for bit. That is what an input log replays. It is for one thread; a `Pool` s
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from odestream.runtime.batch import LARGEST, Batcher
-from odestream.runtime.errors import GapError, InputError, OdestreamError
+from odestream.runtime.errors import GapError, InputError, OdestreamError, SnapshotError
 from odestream.runtime.generations import read_generation
 from odestream.runtime.member import Member, Observation
 from odestream.runtime.model import Model
@@ -23,6 +24,11 @@ from odestream.runtime.snapshot import decode_snapshot, encode_snapshot
 from odestream.runtime.telemetry import Telemetry
 
 Answer = Output | OdestreamError
+
+_LOG = logging.getLogger(__name__)
+
+LONGEST_NAME = 16_383
+"""Characters of a stream's name; four bytes each at most, which a log counts in 16 bits."""
 
 
 class CallLog(Protocol):
@@ -77,8 +83,10 @@ class Fleet:
         """One observation for each of several streams; each row's answer is its stream's, or its error.
 
         A row that fails changes nothing, not even the list of streams. InputError, before any row, for a stream that
-        is named twice.
+        is named twice, and for a name that is too long.
         """
+        if any(len(row.stream) > LONGEST_NAME for row in rows):
+            raise InputError(f"streams: a name has more than {LONGEST_NAME} characters; give it a shorter one")
         if len({row.stream for row in rows}) != len(rows):
             raise InputError("streams: one is named twice; step it once now and again in the next call")
         start = time.perf_counter()
@@ -111,9 +119,14 @@ class Fleet:
         return self._shelved(name) if name in self._shelf else None
 
     def states(self) -> dict[str, StreamState]:
-        """Name → a copy of what the stream is, of those put away too."""
+        """Name → a copy of what the stream is, of those put away too.
+
+        One that was put away and can no longer be read is left out and logged, for the sake of the others; it stays
+        where it was put.
+        """
         states = {name: member.save() for name, member in self._members.items()}
-        return states | {name: self._shelved(name) for name in self._shelf.names}
+        found = ((name, self._readable(name)) for name in self._shelf.names)
+        return states | {name: state for name, state in found if state is not None}
 
     def snapshot(self) -> bytes:
         """All streams; SnapshotError where there are none."""
@@ -246,6 +259,13 @@ class Fleet:
 
     def _begin(self, state: StreamState | None = None, origin: str = "new") -> Member:
         return Member(self.model, self.policies, self.buckets, state, origin)
+
+    def _readable(self, name: str) -> StreamState | None:
+        try:
+            return self._shelved(name)
+        except SnapshotError as error:
+            _LOG.warning("stream %r, put away, is left out: %s", name, error)
+            return None
 
     def _shelved(self, name: str) -> StreamState:
         return decode_snapshot(self._shelf.get(name), self.model.manifest, f"stream {name!r}, put away")[name]

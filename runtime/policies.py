@@ -50,7 +50,8 @@ class Filler:
         x = manifest.spec.input("x")
         self._shape = () if x is None else x.shape
         self._policy = policy
-        self.held: Held = held or (None,) * (x.size if x is not None and policy == HOLD else 0)
+        nothing = (None,) * (0 if x is None else x.size)
+        self.held: Held = (held or nothing) if policy == HOLD else ()
 
     def fill(self, x: ArrayLike, mask: ArrayLike | None) -> tuple[ArrayLike, ArrayLike | None]:
         """The observation as the stream is to see it; what only a stream can judge is left to it."""

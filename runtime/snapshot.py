@@ -100,6 +100,9 @@ def decode_snapshot(data: bytes, manifest: Manifest, where: str = "snapshot") ->
     names = [record.name for record in info.streams]
     if not names or len(set(names)) != len(names):
         raise SnapshotError(f"{where}: stream names {names} are empty or repeat; use another snapshot")
+    x = manifest.spec.input("x")
+    if any(record.held and len(record.held) != (0 if x is None else x.size) for record in info.streams):
+        raise SnapshotError(f"{where}: the values held of its channels are not one for each; use another snapshot")
     layout = Layout(manifest.spec.state, len(names))
     found = {name: (str(value.dtype), value.shape) for name, value in tensors.items()}
     expected = {name: ("float32", shape) for name, shape in layout.shapes.items()}

@@ -15,7 +15,7 @@ from odestream.runtime.fleet import Fleet, Observation
 from odestream.runtime.history import STRIDE
 from odestream.runtime.policies import Policies
 from odestream.runtime.shelf import Shelf
-from tests.helpers.streams import SECOND, continues_like, irregular, same, same_state
+from tests.helpers.streams import SECOND, continues_like, forged, irregular, same, same_state
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
 NAN = float("nan")
@@ -270,3 +270,40 @@ def test_a_gap_is_an_error_or_a_new_stream(tmp_path: Path) -> None:
             one(fleet, [1, 2, 3], 0)
         assert isinstance(error(strict, [1, 2, 3], 10**15), GapError)
         assert same(one(resetting, [4, 5, 6], 10**15), model.stream().step([4, 5, 6], 10**15))
+
+
+def test_values_that_were_held_are_filled_in_only_where_they_are_to_be_held(model: Model) -> None:
+    fleet = Fleet(model, Policies(on_missing="hold"))
+    one(fleet, [1, 2, 3], 0)
+    masked, twin = Fleet(model, Policies(on_missing="mask")), model.stream()
+    masked.restore(fleet.snapshot())
+    twin.step([1, 2, 3], 0)
+    assert same(one(masked, [NAN, 2, 3], SECOND), twin.step([0, 2, 3], SECOND, [0, 1, 1]))
+
+
+def test_a_snapshot_that_holds_too_few_values_is_refused(model: Model) -> None:
+    fleet = Fleet(model, Policies(on_missing="hold"))
+    one(fleet, [1, 2, 3], 0)
+    short = forged(fleet.snapshot(), lambda _, info: info["streams"][0].update(held=[1.0]))
+    with pytest.raises(SnapshotError, match="one for each"):
+        Fleet(model).restore(short)
+
+
+def test_a_stream_that_the_disk_lost_does_not_keep_the_others_from_being_saved(
+    model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = Fleet(model, shelf=Shelf(tmp_path))
+    fleet.step([Observation(name, [1, 2, 3], 0) for name in "ab"])
+    fleet.evict(["a"])
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"spoiled")
+    assert list(fleet.states()) == ["b"]
+    assert list(model.restore_streams(fleet.snapshot())) == ["b"]
+    assert "'a', put away, is left out" in caplog.text
+
+
+def test_a_name_that_a_log_cannot_hold_is_refused_before_any_row(model: Model) -> None:
+    fleet = Fleet(model)
+    with pytest.raises(InputError, match="16383 characters"):
+        fleet.step([Observation("a", [1, 2, 3], 0), Observation("b" * 20_000, [1, 2, 3], 0)])
+    assert fleet.names == []
