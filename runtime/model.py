@@ -24,11 +24,12 @@ AUTO = "auto"
 Saved = bytes | str | os.PathLike[str]
 """A snapshot: its bytes, or the path of its newest generation."""
 
-_SELF_TEST_STEPS = {"onnxruntime": 4, "native": None}
-"""Stored steps that a backend must reproduce when it is loaded, None for all of them.
+_SELF_TEST_STEPS = {"onnxruntime": 4, "onnxruntime-cuda": 4}
+"""Stored steps that a backend must reproduce when it is loaded; those not named here, all of them.
 
-ONNX Runtime reads the weights through the graphs that were verified. native reads and packs them by itself, so that a
-wrong one may show late and in one bucket alone; all stored steps take it some ten milliseconds.
+ONNX Runtime reads the weights through the graphs that were verified. The others read and pack them by themselves, or
+run an engine compiled elsewhere, so that a wrong one may show late and in one bucket alone; all stored steps take
+native some ten milliseconds.
 """
 
 
@@ -38,7 +39,7 @@ def load(
     """Load the bundle at `path`.
 
     backend: a name, which is given or refused, or `auto`: the first of `backends.AUTOMATIC` that can run it here.
-    Either must reproduce the bundle's stored vectors on this machine: native all of them, onnxruntime the first.
+    Either must reproduce the bundle's stored vectors on this machine: ONNX Runtime the first of them, others all.
     threads: threads of one call. engines: folder of the bundle's compiled engines, for `tensorrt`; by default what
     ODESTREAM_ENGINES names, or `BUNDLE.engines`.
     Raises BundleError, IntegrityError or PathError for the bundle, CompatError for the backend.
@@ -194,7 +195,7 @@ def _tested(name: str, bundle: Bundle, threads: int) -> Engine:
     """An engine that has reproduced stored vectors on this machine; CompatError otherwise."""
     engine = open_engine(name, bundle, threads)
     try:
-        wrong = failures(verify_vectors(engine, bundle, _SELF_TEST_STEPS.get(name, 4)))
+        wrong = failures(verify_vectors(engine, bundle, _SELF_TEST_STEPS.get(name)))
         if wrong:
             worst = max(wrong, key=lambda row: row.error)
             raise CompatError(

@@ -24,9 +24,10 @@ from odestream.runtime import (
 from odestream.runtime.backends import Engine, open_engine
 from odestream.runtime.bundle import Bundle, read_bundle
 from odestream.runtime.cli import main
-from odestream.runtime.contract.manifest import Manifest
+from odestream.runtime.contract.manifest import Manifest, ParityRow
 from odestream.runtime.kernels import build as kernels
 from odestream.runtime.kernels.library import ABI, LIBRARY_VARIABLE, load_library
+from odestream.runtime.replay import verify_vectors
 from odestream.runtime.verbs import doctor
 from tests.helpers.streams import irregular, same
 
@@ -262,6 +263,25 @@ def test_a_weight_that_is_off_by_little_fails_the_self_test_and_auto_goes_on(
     with load(path) as model:
         assert model.backend == "onnxruntime"
         assert "; native does not reproduce" in model.why
+
+
+@pytest.mark.parametrize(
+    ("backend", "expected"),
+    [("native", None), ("native-cuda", None), ("tensorrt", None), ("onnxruntime", 4), ("onnxruntime-cuda", 4)],
+)
+def test_only_onnxruntime_is_trusted_before_all_stored_steps_are_replayed(
+    backend: str, expected: int | None, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    def note(engine: Engine, bundle: Bundle, steps: int | None = None) -> list[ParityRow]:
+        asked.append(steps)
+        return verify_vectors(engine, bundle, steps)
+
+    monkeypatch.setattr("odestream.runtime.model.open_engine", lambda _, *given: open_engine("onnxruntime", *given))
+    monkeypatch.setattr("odestream.runtime.model.verify_vectors", note)
+    load(tiny_path, backend).close()
+    assert asked == [expected]
 
 
 def test_without_a_library_the_command_that_builds_it_is_named(
