@@ -6,6 +6,7 @@ The provider runs the whole graph or is refused: a node that would fall back to 
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -40,6 +41,10 @@ class OnnxCudaEngine(OnnxEngine):
     remedy = "install 'odestream[gpu]' without 'odestream[cpu]', or JetPack's onnxruntime-gpu wheel"
     refusal = (CompatError, "use --backend onnxruntime, or export the bundle again")
     device = "cuda"
+
+    def __init__(self, module: Any, bundle: Bundle, threads: int) -> None:
+        self.running = threading.Lock()  # a session that captures or replays CUDA graphs is for one thread at a time
+        super().__init__(module, bundle, threads)
 
     def refuse(self) -> None:
         """CompatError where this onnxruntime has no such provider; asked for it, it would only warn."""
@@ -100,12 +105,13 @@ class OnnxCudaBinding:
         session, ways = self._bound.get(label) or self._bind(label)
         io, options = ways[self._side]
         try:
-            for name, value in self._given.items():
-                value.update_inplace(self.inputs[name])
-            session.run_with_iobinding(io, options)
-            io.synchronize_outputs()
-            for name, view in self.outputs.items():
-                view[...] = self._answers[name].numpy()
+            with self._engine.running:
+                for name, value in self._given.items():
+                    value.update_inplace(self.inputs[name])
+                session.run_with_iobinding(io, options)
+                io.synchronize_outputs()
+                for name, view in self.outputs.items():
+                    view[...] = self._answers[name].numpy()
         except Exception as cause:
             reason = str(cause).strip().split("\n", 1)[0][:300]
             raise StateError(f"{NAME} failed in bucket {label} ({reason}); the step was discarded") from cause

@@ -5,6 +5,7 @@ That a GPU runs it is shown by test_gpu.py.
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from odestream.runtime import CompatError, load
 from odestream.runtime.backends import onnxruntime_cuda
 from odestream.runtime.backends.onnxruntime_cuda import OnnxCudaEngine
-from odestream.runtime.bundle import Bundle
+from odestream.runtime.bundle import Bundle, read_bundle
 from odestream.runtime.replay import failures
 
 SECOND = 10**9
@@ -84,3 +85,15 @@ def test_a_state_is_read_as_a_copy_and_written_by_handing_it_back(tiny_path: Pat
         arena[0] = np.nan
         binding.set_next_state(arena)
         assert not binding.finite()
+
+
+def test_a_call_waits_for_one_of_another_binding(tiny_path: Path) -> None:
+    engine = OnCpu(onnxruntime, read_bundle(tiny_path), 1)
+    binding, label = engine.bind(1), read_bundle(tiny_path).manifest.default_graph
+    call = threading.Thread(target=binding.run, args=(label,))
+    with engine.running:
+        call.start()
+        call.join(0.1)
+        assert call.is_alive()
+    call.join(10)
+    assert not call.is_alive()
