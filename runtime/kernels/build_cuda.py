@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -58,8 +59,17 @@ def find_nvcc() -> str:
 
 
 def default_architectures() -> tuple[str, ...]:
-    """`native` on a machine with a GPU, else ARCHITECTURES."""
-    return ("native",) if has_gpu() else ARCHITECTURES
+    """`native` on a machine with a GPU, else those of ARCHITECTURES that this nvcc knows."""
+    return ("native",) if has_gpu() else known_architectures(find_nvcc())
+
+
+def known_architectures(nvcc: str) -> tuple[str, ...]:
+    """ARCHITECTURES without those that came after this nvcc: 120 came with 12.8. CompatError where none is left."""
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], check=False, capture_output=True, text=True).stdout.split()
+    known = tuple(name for name in ARCHITECTURES if f"compute_{name}" in listed)
+    if not known:
+        raise CompatError(f"{nvcc} lists none of {', '.join(ARCHITECTURES)}; install the CUDA toolkit, 12 or later")
+    return known
 
 
 def has_gpu() -> bool:

@@ -85,6 +85,17 @@ def test_cmake_builds_the_same_sources_for_the_same_gpus() -> None:
     assert f"SOVERSION {cuda_library.CUDA_ABI})" in text
 
 
+def test_only_gpus_that_nvcc_knows_are_built_for(tmp_path: Path) -> None:
+    old, strange = tmp_path / "old", tmp_path / "strange"
+    old.write_text("#!/bin/sh\n[ $1 = --list-gpu-arch ] && printf 'compute_%s\\n' 75 80 86 87 89 90 90a\n")
+    strange.write_text("#!/bin/sh\nexit 1\n")
+    for file in (old, strange):
+        file.chmod(0o755)
+    assert build_cuda.known_architectures(str(old)) == ("80", "87", "89", "90")
+    with pytest.raises(CompatError, match="lists none of 80, 87, .*; install the CUDA toolkit, 12 or later"):
+        build_cuda.known_architectures(str(strange))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", build_cuda.ARCHITECTURES)
 def test_nvcc_compiles_every_source_for_each_gpu(architecture: str, nvcc: str, tmp_path: Path) -> None:
