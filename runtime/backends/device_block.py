@@ -29,10 +29,10 @@ class DeviceBlock:
             self.offsets[name], places[name] = self.size, (shape, dtype)
             self.size += padded(math.prod(shape) * np.dtype(dtype).itemsize)
         self.size = max(self.size, 1)
-        held: list[tuple[str, int]] = []
+        mirror = _Mirror(cuda, self.size)
+        self._pinned, memory = mirror.address, np.asarray(mirror)
+        held: list[int] = []
         weakref.finalize(self, _release, cuda, held)
-        self._pinned, memory = cuda.pinned(self.size)
-        held.append(("pinned", self._pinned))
         self.addresses = [_allocate(cuda, self.size, held) for _ in range(copies)]
         self.host: dict[str, NDArray[Any]] = {
             name: memory[start : start + math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
@@ -52,12 +52,21 @@ class DeviceBlock:
         self._cuda.copy_out(self._pinned, self.addresses[copy], self.size, stream)
 
 
-def _allocate(cuda: Cuda, size: int, held: list[tuple[str, int]]) -> int:
+class _Mirror:
+    """Owns pinned memory; arrays over it keep it alive, longer than the block where need be."""
+
+    def __init__(self, cuda: Cuda, size: int) -> None:
+        self.address, memory = cuda.pinned(size)
+        self.__array_interface__ = memory.__array_interface__
+        weakref.finalize(self, cuda.free_pinned, self.address)
+
+
+def _allocate(cuda: Cuda, size: int, held: list[int]) -> int:
     address = cuda.allocate(size)
-    held.append(("device", address))
+    held.append(address)
     return address
 
 
-def _release(cuda: Cuda, held: list[tuple[str, int]]) -> None:
-    for kind, address in held:
-        (cuda.free_pinned if kind == "pinned" else cuda.free)(address)
+def _release(cuda: Cuda, held: list[int]) -> None:
+    for address in held:
+        cuda.free(address)

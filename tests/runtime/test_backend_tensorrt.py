@@ -17,7 +17,8 @@ import pytest
 
 from odestream.runtime import CompatError, IntegrityError, PathError, ResourceError, StateError, load
 from odestream.runtime.backends import cuda_device, plugin_library, tensorrt
-from odestream.runtime.backends.cuda_device import Gpu
+from odestream.runtime.backends.cuda_device import Cuda, Gpu
+from odestream.runtime.backends.device_block import DeviceBlock
 from odestream.runtime.bundle import Bundle, read_bundle
 from odestream.runtime.contract.engine import GpuRecord, PluginRecord, decode_record, encode_record
 from odestream.runtime.replay import failures
@@ -369,3 +370,20 @@ def test_a_bundle_without_engines_for_a_bucket_says_so_when_it_is_asked_for(
     engine = tensorrt.open_engine(bundle)
     with pytest.raises(CompatError, match=r"no engine of step.n4; run on this machine: odestream compile"):
         engine.bind(1).run("4")
+
+
+def test_a_view_keeps_the_pinned_memory_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = scripted.Script()
+    monkeypatch.setattr(cuda_device, "load_bindings", lambda: scripted.Runtime(script))
+    block = DeviceBlock(Cuda(), [("x", (2, 3), "float32")], copies=2)
+    view = block.host["x"][1:]
+    pinned = block.host["x"].ctypes.data
+    assert len(script.live) == 3
+    del block
+    gc.collect()
+    assert list(script.live) == [pinned]
+    view[...] = 5.0
+    assert np.nanmax(script.live[pinned].view(np.float32)) == 5.0
+    del view
+    gc.collect()
+    assert not script.live
