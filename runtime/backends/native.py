@@ -84,7 +84,8 @@ class NativeModel:
             raise CompatError(
                 f"native does not support {manifest.name} ({library.odestream_last_error().decode()}); {ELSEWHERE}"
             )
-        weakref.finalize(self, library.odestream_destroy, self.pointer)
+        free = weakref.finalize(self, library.odestream_destroy, self.pointer)
+        free.atexit = False  # a daemon thread may be inside the library then
         self.instruction_set: str = library.odestream_instruction_set().decode()
         self.scratch_bytes: int = library.odestream_scratch_bytes(self.pointer)
         found, expected = library.odestream_layout(self.pointer).decode(), layout_text(manifest.spec)

@@ -31,7 +31,8 @@ class NativeBatch:
         self._pointer = model.library.odestream_batch_create(model.pointer)
         if not self._pointer:
             raise CompatError(f"native cannot batch: {model.library.odestream_last_error().decode()}")
-        weakref.finalize(self, model.library.odestream_batch_destroy, self._pointer)
+        free = weakref.finalize(self, model.library.odestream_batch_destroy, self._pointer)
+        free.atexit = False  # a daemon thread may be inside the library then
         self._buffers = _Buffers(manifest, 1)
 
     def step(self, cores: Sequence[NativeCore], x: Rows, t: Rows, mask: Rows) -> list[Output | OdestreamError]:

@@ -58,7 +58,8 @@ class NativeCore:
         self.clock = Clock(manifest.time)
         self._library = model.library
         self.pointer = _create(model, manifest, rule)
-        weakref.finalize(self, self._library.odestream_stream_destroy, self.pointer)
+        free = weakref.finalize(self, self._library.odestream_stream_destroy, self.pointer)
+        free.atexit = False  # a daemon thread may be inside the library then
         self._progress: Progress = self._library.odestream_stream_progress(self.pointer).contents
         self._step, self._predict = self._library.odestream_stream_step, self._library.odestream_stream_predict
         inputs: Mapping[str, NDArray[Any]] = {
