@@ -8,7 +8,7 @@ namespace {
 [[noreturn]] void refuse() {
     throw Refused(
         "this library was built without JSON; install nlohmann-json (PyPI) or nlohmann-json3-dev (Debian) and build it "
-        "again",
+        "again (Python: python -m odestream.runtime.kernels.build --force)",
         ODESTREAM_UNSUPPORTED);
 }
 
