@@ -320,6 +320,18 @@ def test_what_is_no_manifest_is_refused(text: str, path: Path, tmp_path: Path) -
     refuses(place, BAD_BUNDLE, "manifest.json: ")
 
 
+@pytest.mark.parametrize(
+    ("count", "message"), [(4096, "the field 0 is unknown"), (4097, "an object has too many keys")]
+)
+def test_an_object_of_more_keys_than_are_read_quickly_is_refused(
+    count: int, message: str, path: Path, tmp_path: Path
+) -> None:
+    place = edited(path, tmp_path / "b", lambda content: None)
+    keys = ", ".join(f'"{i}": 0' for i in range(count - 1))
+    (place / "manifest.json").write_text(f'{{"schema": 1, {keys}}}')
+    refuses(place, BAD_BUNDLE, message)
+
+
 def test_one_flipped_bit_in_the_weights_is_refused(path: Path, tmp_path: Path) -> None:
     place = edited(path, tmp_path / "b", lambda content: None)
     with opened(place):

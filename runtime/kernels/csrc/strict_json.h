@@ -1,4 +1,5 @@
-// JSON read strictly: no key twice, no more than a few levels, every value of the type and range that is asked for.
+// JSON read strictly: no key twice, no more than a few levels or some thousand keys, every value of the type and range
+// that is asked for.
 #pragma once
 
 #include "load.h"
@@ -23,13 +24,15 @@ struct BadJson : std::runtime_error {
 
 inline Json parse_strictly(const std::string& text) {
     constexpr int DEEPEST = 32;
+    constexpr size_t MOST_KEYS = 4096;  // of one object; each is looked for among those before it
     std::vector<std::set<std::string>> keys;
     const auto check = [&](int depth, Json::parse_event_t event, Json& value) {
         if (depth > DEEPEST) throw BadJson("it is nested too deeply");
         if (event == Json::parse_event_t::object_start) keys.emplace_back();
         if (event == Json::parse_event_t::object_end) keys.pop_back();
-        if (event == Json::parse_event_t::key && !keys.back().insert(value.get<std::string>()).second) {
-            throw BadJson("a key stands twice");
+        if (event == Json::parse_event_t::key) {
+            if (!keys.back().insert(value.get<std::string>()).second) throw BadJson("a key stands twice");
+            if (keys.back().size() > MOST_KEYS) throw BadJson("an object has too many keys");
         }
         return true;
     };
