@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,11 @@ from tests.helpers.clib import (
     BAD_HASH,
     BAD_PATH,
     BAD_SNAPSHOT,
+    BUSY,
+    OK,
     UNSUPPORTED,
     CModel,
+    CStream,
     Refused,
     opened,
 )
@@ -360,6 +365,47 @@ def test_links_devices_and_missing_files_are_refused(path: Path, tmp_path: Path)
     refuses(place, BAD_PATH, "not a file of its own")
     refuses(tmp_path / "nowhere", BAD_BUNDLE, "not a bundle directory")
     refuses(outside, BAD_BUNDLE, "not a bundle directory")
+
+
+def test_a_snapshot_taken_while_a_thread_steps_is_whole_or_refused(path: Path, native: Model) -> None:
+    every = list(rows("forecast", 300, seed=4))
+    with opened(path) as model:
+        stream, found, done = model.stream(native.manifest), list[bytes](), threading.Event()
+        size = len(stream.snapshot()) + 4096
+
+        def watch() -> None:
+            data, wrote = ctypes.create_string_buffer(size), ctypes.c_size_t()
+            while not done.is_set():
+                if model.library.odestream_snapshot(stream.pointer, data, size, ctypes.byref(wrote)) == OK:
+                    found.append(data.raw[: wrote.value])
+
+        with ThreadPoolExecutor(1) as pool:
+            watching = pool.submit(watch)
+            try:
+                for row in every:
+                    while (status := status_of_step(stream, row)) == BUSY:
+                        pass
+                    assert status == OK
+            finally:
+                done.set()
+            watching.result()
+        again, known = model.stream(native.manifest), set[bytes]()
+        known.add(again.snapshot())
+        for row in every:
+            again.step(*row)
+            known.add(again.snapshot())
+        assert found
+        assert set(found) <= known
+        stream.close()
+        again.close()
+
+
+def status_of_step(stream: CStream, row: tuple[Any, ...]) -> int:
+    try:
+        stream.step(*row)
+    except Refused as refusal:
+        return refusal.status
+    return OK
 
 
 def test_a_model_that_was_not_opened_says_so(path: Path) -> None:

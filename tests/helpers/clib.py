@@ -15,7 +15,7 @@ from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.kernels.library import Given, Solving, load_library
 
 OK = 0
-(BAD_CALL, NO_MEMORY, UNSUPPORTED, BAD_PATH, BAD_HASH, BAD_BUNDLE, BAD_SNAPSHOT) = (1, 9, 10, 11, 12, 13, 14)
+(BAD_CALL, BUSY, NO_MEMORY, UNSUPPORTED, BAD_PATH, BAD_HASH, BAD_BUNDLE, BAD_SNAPSHOT) = (1, 8, 9, 10, 11, 12, 13, 14)
 
 
 class Refused(Exception):

@@ -194,7 +194,7 @@ ODESTREAM_API int32_t odestream_restore(const odestream_model *model, const void
 /* What the stream's last failed call failed at. */
 ODESTREAM_API const char *odestream_stream_error(const odestream_stream *stream);
 
-/* Steps streams of one model together; for one call at a time. */
+/* Steps streams of one model together; for one call at a time, another meanwhile is refused as ODESTREAM_BUSY. */
 ODESTREAM_API odestream_batch *odestream_batch_create(const odestream_model *model);
 ODESTREAM_API void odestream_batch_destroy(odestream_batch *batch);
 

@@ -46,8 +46,8 @@ public:
     int32_t fail(int32_t status, const char* format, ...) __attribute__((format(printf, 3, 4)));
 
     // A stream is for one call at a time.
-    bool enter() { return !busy_.test_and_set(std::memory_order_acquire); }
-    void leave() { busy_.clear(std::memory_order_release); }
+    bool enter() const { return !busy_.test_and_set(std::memory_order_acquire); }
+    void leave() const { busy_.clear(std::memory_order_release); }
 
     // The parts of a step, for those who run rows of many streams together: `begin` a crossing, and while `solver_steps`
     // are wanted run `row` and `weigh`; then `accept`.
@@ -88,7 +88,7 @@ private:
     odestream_progress progress_{};
     Crossing crossing_;
     int wanted_ = -1, reruns_ = 0;
-    std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
+    mutable std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
     char error_[384] = "";
 };
 

@@ -1,6 +1,7 @@
 // The C interface to streams, one at a time or many of one model together.
 #include "stream.h"
 
+#include <algorithm>
 #include <cstring>
 
 struct odestream_stream : odestream::Stream {
@@ -10,6 +11,7 @@ struct odestream_stream : odestream::Stream {
 struct odestream_batch {
     const odestream_model& model;
     std::unique_ptr<float, odestream::Freed> scratch;
+    std::atomic_flag busy = ATOMIC_FLAG_INIT;
 };
 
 namespace odestream {
@@ -21,7 +23,7 @@ int32_t busy() { return fail(ODESTREAM_BUSY, "the stream is in another call; giv
 
 // Takes a stream for the length of one call.
 template <class Action>
-int32_t alone(odestream_stream& stream, Action action) {
+int32_t alone(const odestream_stream& stream, Action action) {
     if (!stream.enter()) return busy();
     const int32_t status = action();
     stream.leave();
@@ -127,12 +129,13 @@ int32_t odestream_stream_load(odestream_stream* stream, const float* state, cons
 }
 
 int32_t odestream_snapshot(const odestream_stream* stream, void* data, size_t room, size_t* size) {
-    return odestream::guarded(ODESTREAM_BAD_CALL, [&] {
+    const auto write = [&] {
         const std::string bytes = odestream::write_snapshot(*stream);
         *size = bytes.size();
         if (room < bytes.size()) throw odestream::Refused("there is too little room for the snapshot; give it its size");
         std::memcpy(data, bytes.data(), bytes.size());
-    });
+    };
+    return odestream::alone(*stream, [&] { return odestream::guarded(ODESTREAM_BAD_CALL, write); });
 }
 
 int32_t odestream_restore(const odestream_model* model, const void* data, size_t size, odestream_stream** stream) {
@@ -161,9 +164,14 @@ void odestream_batch_destroy(odestream_batch* batch) { delete batch; }
 
 int32_t odestream_batch_step(odestream_batch* batch, odestream_stream* const* streams, size_t count, const int64_t* t,
                              const void* x, const float* mask, odestream_output* outs, int32_t* statuses) {
+    if (batch->busy.test_and_set(std::memory_order_acquire)) {
+        std::fill_n(statuses, count, int32_t{ODESTREAM_BUSY});
+        return odestream::fail(ODESTREAM_BUSY, "the batch is in another call; give each thread a batch of its own");
+    }
     const odestream::Rows rows{*batch, streams, count, outs, statuses};
     rows.arrive(t, x, mask);
     rows.run_all();
+    batch->busy.clear(std::memory_order_release);
     for (size_t i = 0; i < count; ++i) {
         if (statuses[i] != ODESTREAM_OK) return statuses[i];
     }
