@@ -18,7 +18,7 @@ help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
 	@echo "also: make setup | native | lint | format | slow | test-gpu | wheel | clean"
 
-setup: $(STAMP)
+setup: $(STAMP) native
 
 # The CPU library, with which `auto` runs odestream's own cells; without a compiler, they run on ONNX Runtime.
 native: $(STAMP)
