@@ -6,10 +6,7 @@ import ctypes
 import hashlib
 import json
 import os
-import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,6 @@ from odestream.runtime.clock import Clock
 from odestream.runtime.contract.manifest import Manifest, decode_manifest
 from odestream.runtime.contract.tableau import TABLEAUS
 from odestream.runtime.gaps import bucket_rule
-from odestream.runtime.kernels import build as kernels
 from odestream.runtime.kernels.library import Solving, load_library
 from odestream.runtime.snapshot import MAGIC
 from tests.export.conftest import CONFIGS, Exported
@@ -37,11 +33,8 @@ from tests.helpers.clib import (
     BAD_HASH,
     BAD_PATH,
     BAD_SNAPSHOT,
-    BUSY,
-    OK,
     UNSUPPORTED,
     CModel,
-    CStream,
     Refused,
     opened,
 )
@@ -367,47 +360,6 @@ def test_links_devices_and_missing_files_are_refused(path: Path, tmp_path: Path)
     refuses(outside, BAD_BUNDLE, "not a bundle directory")
 
 
-def test_a_snapshot_taken_while_a_thread_steps_is_whole_or_refused(path: Path, native: Model) -> None:
-    every = list(rows("forecast", 300, seed=4))
-    with opened(path) as model:
-        stream, found, done = model.stream(native.manifest), list[bytes](), threading.Event()
-        size = len(stream.snapshot()) + 4096
-
-        def watch() -> None:
-            data, wrote = ctypes.create_string_buffer(size), ctypes.c_size_t()
-            while not done.is_set():
-                if model.library.odestream_snapshot(stream.pointer, data, size, ctypes.byref(wrote)) == OK:
-                    found.append(data.raw[: wrote.value])
-
-        with ThreadPoolExecutor(1) as pool:
-            watching = pool.submit(watch)
-            try:
-                for row in every:
-                    while (status := status_of_step(stream, row)) == BUSY:
-                        pass
-                    assert status == OK
-            finally:
-                done.set()
-            watching.result()
-        again, known = model.stream(native.manifest), set[bytes]()
-        known.add(again.snapshot())
-        for row in every:
-            again.step(*row)
-            known.add(again.snapshot())
-        assert found
-        assert set(found) <= known
-        stream.close()
-        again.close()
-
-
-def status_of_step(stream: CStream, row: tuple[Any, ...]) -> int:
-    try:
-        stream.step(*row)
-    except Refused as refusal:
-        return refusal.status
-    return OK
-
-
 def test_a_model_that_was_not_opened_says_so(path: Path) -> None:
     engine = NativeEngine(load_library(), read_bundle(path))
     core, library = engine.core(), load_library()
@@ -416,24 +368,3 @@ def test_a_model_that_was_not_opened_says_so(path: Path) -> None:
     size = ctypes.c_size_t()
     assert library.odestream_snapshot(core.pointer, None, 0, ctypes.byref(size)) == BAD_CALL
     assert "use odestream_open" in library.odestream_last_error().decode()
-
-
-@pytest.fixture(scope="module")
-def digest(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    folder = tmp_path_factory.mktemp("sha256")
-    (folder / "driver.cpp").write_text(
-        '#include "sha256.h"\nextern "C" void digest(const void* data, size_t size, char* text) {'
-        " std::strcpy(text, odestream::hexadecimal(odestream::Sha256::of(data, size)).c_str()); }\n"
-    )
-    options = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-I{kernels.SOURCES}"]
-    command = [kernels.find_compiler(), *options, str(folder / "driver.cpp"), "-o", str(folder / "driver.so")]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(folder / "driver.so"))
-
-
-def test_the_librarys_sha256_is_hashlibs_for_every_length_around_its_blocks(digest: ctypes.CDLL) -> None:
-    data = np.random.default_rng(0).bytes(100_000)
-    text = ctypes.create_string_buffer(65)
-    for size in (*range(200), 4095, 4096, 100_000):
-        digest.digest(data[:size], ctypes.c_size_t(size), text)
-        assert text.value.decode() == hashlib.sha256(data[:size]).hexdigest()
