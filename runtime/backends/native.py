@@ -77,7 +77,7 @@ class NativeModel:
 
     def __init__(self, library: ctypes.CDLL, bundle: Bundle) -> None:
         manifest = bundle.manifest
-        config, (weights, _kept) = native_config(manifest), _weights(manifest, bundle.weights)
+        config, (weights, _kept) = native_config(manifest), library_weights(manifest, bundle.weights)
         self.library = library
         self.pointer = library.odestream_create(ctypes.byref(config), weights, len(weights))
         if not self.pointer:
@@ -89,7 +89,7 @@ class NativeModel:
         self.instruction_set: str = library.odestream_instruction_set().decode()
         self.scratch_bytes: int = library.odestream_scratch_bytes(self.pointer)
         found, expected = library.odestream_layout(self.pointer).decode(), layout_text(manifest.spec)
-        if found != expected or _takes_tokens(manifest.spec) != (config.task == _TOKENS):
+        if found != expected or takes_tokens(manifest.spec) != (config.task == _TOKENS):
             raise CompatError(f"native steps over {found}, {manifest.name} over {expected}; export it again")
 
 
@@ -122,11 +122,12 @@ _TOKENS = 2
 _FLOATS = ("float32", "float16", "bfloat16")
 
 
-def _takes_tokens(spec: StepSpec) -> bool:
+def takes_tokens(spec: StepSpec) -> bool:
+    """Whether x is an integer."""
     return any(tensor.name == "x" and tensor.dtype == "int64" for tensor in spec.inputs)
 
 
-def _weights(
+def library_weights(
     manifest: Manifest, arrays: Mapping[str, NDArray[np.generic]]
 ) -> tuple[ctypes.Array[Weight], list[NDArray[np.generic]]]:
     """The manifest's weights for the library, and the arrays that must outlive its reading of them."""

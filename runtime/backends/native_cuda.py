@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from odestream.runtime.arena import Arena, Layout, initial
 from odestream.runtime.backends import Engine
-from odestream.runtime.backends.native import _takes_tokens, _weights
+from odestream.runtime.backends.native import library_weights, takes_tokens
 from odestream.runtime.bundle import Bundle
 from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.contract.spec import StepSpec
@@ -70,7 +70,7 @@ class NativeCudaModel:
 
     def __init__(self, library: ctypes.CDLL, bundle: Bundle) -> None:
         manifest = bundle.manifest
-        config, (weights, _kept) = native_config(manifest), _weights(manifest, bundle.weights)
+        config, (weights, _kept) = native_config(manifest), library_weights(manifest, bundle.weights)
         self.library = library
         self.pointer = c_void_p()
         status = library.odestream_cuda_create(
@@ -79,7 +79,7 @@ class NativeCudaModel:
         check(library, status, f"native-cuda cannot load {manifest.name}")
         weakref.finalize(self, library.odestream_cuda_destroy, self.pointer)
         found, expected = library.odestream_cuda_layout(self.pointer).decode(), layout_text(manifest.spec)
-        if found != expected or _takes_tokens(manifest.spec) != (config.task == _TOKENS):
+        if found != expected or takes_tokens(manifest.spec) != (config.task == _TOKENS):
             raise CompatError(f"native-cuda steps over {found}, {manifest.name} over {expected}; export it again")
 
 

@@ -17,7 +17,7 @@ from odestream.models.cell import Cell
 from odestream.models.config import STORES, Store
 from odestream.models.flow import ode_flow
 from odestream.models.hybrid import hybrid_memory, memory_spec
-from odestream.runtime.backends.native import _weights
+from odestream.runtime.backends.native import library_weights
 from odestream.runtime.kernels.configuration import native_config
 from tests.helpers.native import memory_bundle
 from tests.helpers.problems import tiny_config
@@ -52,7 +52,10 @@ class Parts:
     def __init__(self, library: Path, cell: Cell) -> None:
         bundle = memory_bundle(cell)
         self.library = ctypes.CDLL(str(library))
-        self.config, (weights, self.kept) = native_config(bundle.manifest), _weights(bundle.manifest, bundle.weights)
+        self.config, (weights, self.kept) = (
+            native_config(bundle.manifest),
+            library_weights(bundle.manifest, bundle.weights),
+        )
         self.cell = ctypes.byref(self.config), weights, c_size_t(len(weights))
 
     def run(self, name: str, *arguments: object) -> int:
