@@ -103,7 +103,7 @@ def near_miss_rows(count: int, make: torch.Generator) -> Tensor:
     """Rows [count, 32] of the kinds of NEAR_MISSES, each as often."""
     heights = torch.tensor(NEAR_MISSES)[torch.randint(0, len(NEAR_MISSES), (count,), generator=make)]
     keys, values = (_one_hot(_distinct(count, width, make)[:, :2], width) for width in (KEYS, VALUES))
-    parts = zip((keys, values), heights.split(2, dim=-1), strict=True)
+    parts = zip((keys, values), torch.split(heights, 2, dim=-1), strict=True)
     return torch.cat([torch.sum(shown * height.unsqueeze(-1), dim=1) for shown, height in parts], dim=-1)
 
 
