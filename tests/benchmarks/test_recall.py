@@ -6,7 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recall_scoring import Trial, score
-from recall_task import CHANNELS, EVENTS, KEYS, LONGEST_GAP, MEDIAN_GAP, NOISE, event_rows, noise, questions, sequences
+from recall_task import (
+    CHANNELS,
+    EVENTS,
+    KEYS,
+    LONGEST_GAP,
+    MEDIAN_GAP,
+    NOISE,
+    event_rows,
+    near_miss_rows,
+    noise,
+    questions,
+    sequences,
+)
 from recall_training import ROWS, Recipe, configuration, train
 
 
@@ -14,24 +26,57 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@given(st.integers(0, 40), st.integers(0, 20), st.integers(0, 70), st.integers(0, 1000))
-def test_the_answer_to_every_question_stands_in_its_sequence_once(
-    before: int, between: int, gap: int, seed: int
+def is_event(rows: torch.Tensor) -> torch.Tensor:
+    """Which rows [..., 32] hold one key, one value and nothing else."""
+    flat = ((rows == 0) | (rows == 1)).all(dim=-1)
+    return flat & (rows[..., :KEYS].sum(dim=-1) == 1) & (rows[..., KEYS:].sum(dim=-1) == 1)
+
+
+@given(
+    st.integers(0, 40),
+    st.integers(0, 20),
+    st.integers(0, 70),
+    st.integers(0, EVENTS),
+    st.sampled_from([0.0, 0.02, 0.5]),
+    st.integers(0, 1000),
+)
+def test_the_answer_to_every_question_is_the_latest_value_that_its_sequence_gave_to_the_key(
+    before: int, between: int, gap: int, rewritten: int, near_misses: float, seed: int
 ) -> None:
-    drawn = sequences(3, before, between, gap, generator(seed))
-    length = before + EVENTS + between + gap
+    drawn = sequences(3, before, between, gap, generator(seed), rewritten=rewritten, near_misses=near_misses)
+    length = before + EVENTS + rewritten + between + gap
     assert drawn.rows.x.shape == (length + EVENTS, 3, CHANNELS)
     assert list(drawn.asked) == list(range(length, length + EVENTS))
     for row in range(3):
         told = drawn.rows.x[:length, row]
-        events = ((told == 0) | (told == 1)).all(dim=1).nonzero().flatten()
-        assert len(events) == EVENTS
+        events = is_event(told).nonzero().flatten()
+        assert len(events) == EVENTS + rewritten
         assert events[0] >= before
         assert events[-1] == length - gap - 1
-        values = {int(told[t, :KEYS].argmax()): int(told[t, KEYS:].argmax()) for t in events}
-        assert len(values) == EVENTS
+        given = [(int(told[t, :KEYS].argmax()), int(told[t, KEYS:].argmax())) for t in events]
+        assert len(set(given)) == EVENTS + rewritten
+        latest = dict(given)
+        assert len(latest) == EVENTS
         asked = drawn.rows.x[length:, row, :KEYS].argmax(dim=1)
-        assert [values[int(key)] for key in asked] == drawn.labels[:, row].tolist()
+        assert [latest[int(key)] for key in asked] == drawn.labels[:, row].tolist()
+
+
+def test_near_misses_take_their_share_of_the_noise_and_none_of_them_is_an_event() -> None:
+    rows = noise(200, 100, generator(), near_misses=0.02)
+    silent = (rows.x == 0).any(dim=-1)
+    assert silent.float().mean().item() == pytest.approx(0.02, rel=0.1)
+    assert not is_event(rows.x).any()
+    assert rows.mask.all()
+
+
+def test_near_misses_are_of_every_kind_as_often_and_use_every_key_and_value() -> None:
+    rows = near_miss_rows(5000, generator())
+    kinds, counts = torch.stack([rows[:, :KEYS].sum(dim=1), rows[:, KEYS:].sum(dim=1)], dim=1).unique(
+        dim=0, return_counts=True
+    )
+    assert kinds.tolist() == [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0], [1.0, 2.0], [2.0, 1.0]]
+    assert (counts > 850).all()
+    assert (rows > 0).any(dim=0).all()
 
 
 def test_questions_hide_the_values_and_everything_else_is_observed() -> None:
