@@ -10,7 +10,6 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,13 +39,14 @@ from odestream.runtime.kernels import build as kernels
 from odestream.runtime.verbs.console import progress_bar, show_table, size_text, whole_numbers
 
 if TYPE_CHECKING:
-    from odestream.export.engine import Built, Options, Profile
+    from odestream.export.engine import Built, Options, Profile, Report
 
 NATIVE = "native"
 DEFAULT_BATCHES = {"tensorrt": "1,8,64", "trt-rtx": "64"}
 TIMING_CACHE = "timing.cache"
 
 Progress = Callable[[str, str, int, int], None]
+Build = Callable[[str, "Report"], "Built"]
 
 
 def compile_verb(
@@ -165,6 +165,18 @@ def _check_architectures(package: Package, given: tuple[str, ...]) -> None:
         )
 
 
+def _gpu(package: Package) -> Gpu:
+    """The GPU that is here; CompatError where there is none, which says how trt-rtx builds without."""
+    try:
+        return find_gpu()
+    except CompatError as cause:
+        if package.target != "trt-rtx":
+            raise
+        raise CompatError(
+            f"no GPU to build for ({cause}); without one, name the GPUs that will run it, such as --arch sm89"
+        ) from cause
+
+
 class _Compilation:
     """Builds a bundle's engines: side by side without a GPU, one after another where timings are taken on it."""
 
@@ -172,43 +184,70 @@ class _Compilation:
         self.package, self.bundle, self.options, self.folder, self.progress = package, bundle, options, folder, progress
         self.gpu: Gpu | None = None
         if not options.architectures:
-            self.gpu = find_gpu()
+            self.gpu = _gpu(package)
         self.plugin: PluginRecord | None = None if options.plugin is None else plugin_record(options.plugin)
 
     def run(self) -> dict[str, EngineRecord]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        drafts = {label: self._draft(label) for label in self.bundle.manifest.graphs}
+        records = {label: record for label, draft in drafts.items() if (record := self._known(draft))}
+        missing = [draft for label, draft in drafts.items() if label not in records]
         # The largest graphs first, so that the last to end is not the one that takes longest.
-        labels = sorted(self.bundle.manifest.graphs, key=lambda label: -len(self.bundle.graph(label)))
-        with ThreadPoolExecutor(cores if self.gpu is None else 1) as pool:
-            found = dict(zip(labels, pool.map(self._engine, labels), strict=True))
-        return dict(found[label] for label in self.bundle.manifest.graphs)
+        missing.sort(key=lambda draft: -len(self.bundle.graph(draft.label)))
+        records |= {record.label: record for record in self._build_all(missing)}
+        return {self._path(draft).name: records[label] for label, draft in drafts.items()}
 
-    def _engine(self, label: str) -> tuple[str, EngineRecord]:
-        """One engine, built unless a build with the same key lies there unharmed."""
-        from odestream.export.engine import PHASES, build_engine
+    def _build_all(self, drafts: list[EngineRecord]) -> list[EngineRecord]:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        count = min(cores, len(drafts))
+        if self.gpu is not None or count < 2:
+            return [self._engine(draft, self._build_here) for draft in drafts]
+        from odestream.export.engine_worker import make_job, start_workers
 
-        draft = self._draft(label)
-        path = self.folder / engine_name(self.bundle.manifest.graphs[label], draft)
-        known = _known(path, draft)
-        if known is not None:
-            self.progress(label, "up to date", PHASES, PHASES)
-            return path.name, known
-        started = time.monotonic()
-        built, cache = build_engine(
-            self.package,
-            self.bundle,
-            label,
-            self.options,
-            None if self.gpu is None else self._timing_cache(),
-            lambda phase, done: self.progress(label, phase, done, PHASES),
-        )
-        if cache is not None:
-            write_bytes(self.folder / TIMING_CACHE, cache)
+        with start_workers(count) as workers:
+
+            def build(label: str, report: Report) -> Built:
+                return workers.build(make_job(self.package.target, self.bundle, label, self.options), report)
+
+            return workers.map(lambda draft: self._engine(draft, build), drafts)
+
+    def _engine(self, draft: EngineRecord, build: Build) -> EngineRecord:
+        """One engine and its sidecar, built by `build` and written."""
+        from odestream.export.engine import PHASES
+
+        started, path = time.monotonic(), self._path(draft)
+        built = build(draft.label, lambda phase, done: self.progress(draft.label, phase, done, PHASES))
         record = _completed(draft, built, time.monotonic() - started)
         write_bytes(path, built.data)
         write_bytes(path.with_name(path.name + ".json"), encode_record(record))
-        return path.name, record
+        return record
+
+    def _build_here(self, label: str, report: Report) -> Built:
+        from odestream.export.engine import build_engine
+
+        given = None if self.gpu is None else self._timing_cache()
+        built, cache = build_engine(self.package, self.bundle, label, self.options, given, report)
+        if cache is not None:
+            write_bytes(self.folder / TIMING_CACHE, cache)
+        return built
+
+    def _known(self, draft: EngineRecord) -> EngineRecord | None:
+        """The record of an engine that lies there unharmed and has the key of the one that would be built."""
+        from odestream.export.engine import PHASES
+
+        path = self._path(draft)
+        try:
+            record = read_engine(path)
+            check_engine(path, record)
+        except (CompatError, IntegrityError):
+            return None
+        if not record.key == draft.key == engine_key(record):
+            return None
+        self.progress(draft.label, "up to date", PHASES, PHASES)
+        return record
+
+    def _path(self, draft: EngineRecord) -> Path:
+        return self.folder / engine_name(self.bundle.manifest.graphs[draft.label], draft)
 
     def _timing_cache(self) -> bytes:
         path = self.folder / TIMING_CACHE
@@ -243,16 +282,6 @@ class _Compilation:
             key="",
         )
         return msgspec.structs.replace(record, key=engine_key(record))
-
-
-def _known(path: Path, draft: EngineRecord) -> EngineRecord | None:
-    """The record of an engine that is there already and is what would be built."""
-    try:
-        record = read_engine(path)
-        check_engine(path, record)
-    except (CompatError, IntegrityError):
-        return None
-    return record if record.key == draft.key == engine_key(record) else None
 
 
 def _completed(draft: EngineRecord, built: Built, seconds: float) -> EngineRecord:

@@ -151,7 +151,7 @@ class Scope:
     initializers: dict[str, tuple[ir.Value, Tensor]] = field(default_factory=dict)
     _constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)
-    _casts: dict[tuple[ir.Value, torch.dtype], ir.Value] = field(default_factory=dict)
+    _known: dict[tuple[Any, ...], Sequence[ir.Value]] = field(default_factory=dict)
 
     def input(self, name: str, shadow: Tensor, stored: torch.dtype | None = None) -> Symbol:
         """A new input of the graph, like `shadow`, or of the dtype `stored`."""
@@ -164,7 +164,7 @@ class Scope:
         """Make `result` an output called `name`."""
         value = self.value(result)
         if value.producer() is None or value in self.outputs or value in self._constants.values():
-            value = self.emit("Identity", [value])[0]  # an input, or an output twice, needs a node of its own
+            value = self._append("Identity", [value])[0]  # an input, or an output twice, needs a node of its own
         shadow = meta(result)
         value.name, value.type, value.shape = name, ir.TensorType(DTYPES[shadow.dtype]), onnx_shape(shadow.shape)
         self.outputs.append(value)
@@ -184,7 +184,19 @@ class Scope:
     def emit(
         self, op: str, inputs: Sequence[ir.Value | None], count: int = 1, domain: str = "", **attributes: Any
     ) -> Sequence[ir.Value]:
-        """Append a node and return its outputs."""
+        """The outputs of a node: a new one, or the one that computes the same already.
+
+        A method's last stage and the step it takes are often one sum, and an engine is built the sooner the smaller its
+        graph is.
+        """
+        key = (domain, op, count, *inputs, repr(sorted(attributes.items())))
+        if key not in self._known:
+            self._known[key] = self._append(op, inputs, count, domain, **attributes)
+        return self._known[key]
+
+    def _append(
+        self, op: str, inputs: Sequence[ir.Value | None], count: int = 1, domain: str = "", **attributes: Any
+    ) -> Sequence[ir.Value]:
         self._counts[op] = self._counts.get(op, -1) + 1
         name = f"{self.name}{op}_{self._counts[op]}"
         node = ir.Node(domain, op, inputs, ir.convenience.convert_attributes(attributes), num_outputs=count, name=name)
@@ -217,17 +229,14 @@ class Scope:
         return self.narrow if isinstance(operand, Tensor) and self._named(operand) and is_matrix(operand) else None
 
     def cast(self, value: ir.Value, dtype: torch.dtype) -> ir.Value:
-        """`value` as `dtype`, one node for all who ask."""
-        key = value, dtype
-        if key not in self._casts:
-            self._casts[key] = self.emit("Cast", [value], to=DTYPES[dtype].value)[0]
-        return self._casts[key]
+        """`value` as `dtype`."""
+        return self.emit("Cast", [value], to=DTYPES[dtype].value)[0]
 
     def constant(self, array: NDArray[Any]) -> ir.Value:
         """A Constant node, one for each distinct content."""
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            self._constants[key] = self.emit("Constant", [], value=ir.Tensor(np.array(array)))[0]
+            self._constants[key] = self._append("Constant", [], value=ir.Tensor(np.array(array)))[0]
         return self._constants[key]
 
     def axes(self, *axes: int) -> ir.Value:

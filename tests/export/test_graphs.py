@@ -91,6 +91,20 @@ def test_node_names_are_unique_over_graph_and_bodies(task: Task, exported: Expor
         assert counts.most_common(1)[0][1] == 1
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_nothing_is_computed_twice(task: Task, exported: Exported) -> None:
+    _, bundle = exported(task)
+    for model in _models(bundle).values():
+        for part in (model.graph, *model.functions):
+            written = Counter(
+                (node.op_type, *node.input, *(a.SerializeToString(deterministic=True) for a in node.attribute))
+                for node in part.node
+                if node.op_type != "Identity"  # gives one value a second name
+            )
+            assert written.total() > 50
+            assert written.most_common(1)[0][1] == 1
+
+
 def test_only_the_flow_differs_between_buckets(exported: Exported) -> None:
     _, bundle = exported("forecast")
     rest = set()
