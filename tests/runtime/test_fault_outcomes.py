@@ -223,7 +223,7 @@ def test_case_67_a_name_that_is_used_again_begins_at_the_initial_values(tmp_path
         assert isinstance(answer, Output)
         assert same(answer, twin.step([1, 2, 3], 10**15))
         assert continues_like(fleet._members["a"].stream, twin, 10)
-        assert [(name, counters.steps) for name, counters in fleet.ended] == [("a", 1)]
+        assert {name: counters.steps for name, counters in fleet.ended.items()} == {"a": 1}
 
 
 def test_case_68_streams_without_rows_are_put_away_and_the_others_are_not(model: Model) -> None:
@@ -314,7 +314,7 @@ def test_a_reset_that_fails_keeps_the_stream_it_would_have_replaced(tmp_path: Pa
         assert before is not None
         assert after is not None
         assert same_state(before, after)
-        assert fleet.ended == []
+        assert fleet.ended == {}
 
 
 def stepped(model: Model, steps: int = 2) -> bytes:
