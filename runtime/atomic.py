@@ -45,6 +45,12 @@ def new_file(final: Path, force: bool = False) -> Iterator[BinaryIO]:
     _sync_directory(final.parent)
 
 
+def remove_leftovers(folder: Path, suffix: str) -> None:
+    """Remove what killed writers left of files of that suffix; for whoever alone writes such files into the folder."""
+    for left in folder.glob(f".*{suffix}.*.tmp"):
+        left.unlink()
+
+
 def refuse_existing(path: Path, force: bool) -> None:
     """Raise PathError if `path` exists (a dangling link counts) and `force` was not given."""
     if not force and os.path.lexists(path):

@@ -52,7 +52,8 @@ class Fleet:
 
     policies: what to do with inputs that a stream refuses. buckets: see `Model.stream`. largest: see `Batcher`. shelf:
     where idle streams are put, in memory unless given. recorder: a log of every call. telemetry: counts what is done.
-    ended: name and counters of streams whose place a new one took (`on_gap`).
+    ended: name → counters of the streams of that name whose place a new one took (`on_gap`), summed up: never more of
+    them than streams.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Fleet:
         self.buckets = None if buckets is None else tuple(buckets)
         self.largest = largest
         self.telemetry = telemetry or Telemetry()
-        self.ended: list[tuple[str, Counters]] = []
+        self.ended: dict[str, Counters] = {}
         self._batcher = Batcher(model, largest)
         self._members: dict[str, Member] = {}
         self._shelf = shelf or Shelf()
@@ -85,12 +86,13 @@ class Fleet:
         A row that fails changes nothing, not even the list of streams. InputError, before any row, for a stream that
         is named twice, and for a name that is too long.
         """
-        if any(len(row.stream) > LONGEST_NAME for row in rows):
+        names = [row.stream for row in rows]
+        if max(map(len, names), default=0) > LONGEST_NAME:
             raise InputError(f"streams: a name has more than {LONGEST_NAME} characters; give it a shorter one")
-        if len({row.stream for row in rows}) != len(rows):
+        if len(set(names)) != len(names):
             raise InputError("streams: one is named twice; step it once now and again in the next call")
         start = time.perf_counter()
-        members: list[Member | OdestreamError] = [self._find(row.stream) for row in rows]
+        members = [self._members.get(name) or self._find(name) for name in names]
         answers = self._answers(rows, members)
         if self._recorder is not None:
             self._recorder.record(self, rows, answers)
@@ -156,11 +158,14 @@ class Fleet:
         for name in self._shelf.names:
             self._shelf.discard(name)
         self._members = {}
+        self.ended = {}
         self._begin_log()
 
     def rename(self, name: str, to: str) -> None:
         """Give a stream another name, in the place of one that has it."""
         self._members[to] = self._members.pop(name)
+        if name in self.ended:
+            self.ended[to] = self.ended.pop(name)
         self._begin_log()
 
     def continue_with(self, recorder: CallLog | None, telemetry: Telemetry | None = None) -> None:
@@ -235,7 +240,7 @@ class Fleet:
             ended, member = member, self._begin()
             answer = _attempt(member.step, row)
             if isinstance(answer, Output):
-                self.ended.append((row.stream, ended.stream.counters))
+                self.ended.setdefault(row.stream, Counters()).add(ended.stream.counters)
                 ended.stream.close()
         if isinstance(answer, Output):
             self._members[row.stream] = member

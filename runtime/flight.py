@@ -64,7 +64,7 @@ def resume(
     recorder: goes on with the log from here. telemetry: counts from here. tell: hears what a user should know, of
     damage and of answers that came out otherwise. LogError where the log is another model's.
     """
-    segments = read_segments(folder)
+    segments = read_segments(folder, 2)
     newest = segments[-1]
     check_model(model, newest)
     head = newest.head

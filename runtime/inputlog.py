@@ -125,7 +125,8 @@ class CallEncoder:
     def encode(self, rows: Sequence[Observation], answers: Sequence[Answer]) -> bytes:
         """The frame of a call: its rows that reached the engine. Empty where none did."""
         pairs = zip(rows, answers, strict=True)
-        parts = [self._row(row, answer) for row, answer in pairs if isinstance(answer, Output | StateError)]
+        with np.errstate(over="ignore"):  # a value beyond float32 stands only where the mask is 0
+            parts = [self._row(row, answer) for row, answer in pairs if isinstance(answer, Output | StateError)]
         return frame(_CALL + b"".join(parts)) if parts else b""
 
     def _row(self, row: Observation, answer: Answer) -> bytes:
@@ -136,8 +137,7 @@ class CallEncoder:
             name = row.stream.encode(errors="surrogatepass")
             head = _NAME.pack(known, _NAMES, len(name)) + name
         flags = _HAS_TIME * (row.t is not None) | _HAS_MASK * (row.mask is not None)
-        with np.errstate(over="ignore"):  # a value beyond float32 stands only where the mask is 0
-            x = np.asarray(row.x).astype(self._dtype).tobytes()
+        x = np.asarray(row.x).astype(self._dtype).tobytes()
         mask = b"" if row.mask is None else np.packbits(np.asarray(row.mask).astype(np.bool_)).tobytes()
         return head + _ROW.pack(known, flags, 0 if row.t is None else int(row.t), answer_digest(answer)) + x + mask
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -17,8 +18,7 @@ from odestream.runtime.records import Output, StreamState
 from odestream.runtime.session import Stream
 
 
-@dataclass(frozen=True, eq=False)
-class Observation:
+class Observation(msgspec.Struct, frozen=True, eq=False):
     """One row for the stream of that name; x, t and mask as in `Stream.step`."""
 
     stream: str

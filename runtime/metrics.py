@@ -29,6 +29,7 @@ class Collector:
             ("flagged", counts.flagged, "Rows whose solver error is above the safety factor."),
             ("reruns", counts.reruns, "Engine calls that were rejected and run again."),
             ("split", counts.split, "Rows whose gap took several calls."),
+            ("other_stream_rows", counts.others, "Rows answered of streams beyond those that are counted by name."),
             ("deadline_misses", counts.missed, "Calls that took longer than the deadline."),
         ):
             yield CounterMetricFamily(f"{_PREFIX}_{name}", about, value=value)
@@ -41,7 +42,9 @@ class Collector:
             for key, count in dict(values).items():
                 family.add_metric([str(key)], count)
             yield family
-        yield GaugeMetricFamily(f"{_PREFIX}_streams", "Streams that had a row.", value=len(counts.streams))
+        yield GaugeMetricFamily(
+            f"{_PREFIX}_streams", "Streams that had a row and are counted by name.", value=len(counts.streams)
+        )
         yield HistogramMetricFamily(
             f"{_PREFIX}_call_seconds", "Time of a call.", buckets=_cumulative(counts), sum_value=counts.seconds
         )

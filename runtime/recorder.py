@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from odestream.runtime.atomic import new_file
+from odestream.runtime.atomic import new_file, remove_leftovers
 from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.contract.spec import TensorSpec
 from odestream.runtime.errors import InputError, LogError, SessionBusy
@@ -47,6 +47,7 @@ class Recorder:
         self.folder = folder
         self._limit = limit
         self._lock = _locked(folder / _LOCK)
+        remove_leftovers(folder, SUFFIX)
         self._file: BinaryIO | None = None
         self._torn = False
         self._size = 0
@@ -122,12 +123,12 @@ def segment_paths(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"*{SUFFIX}") if path.stem.isdigit())
 
 
-def read_segments(folder: Path) -> list[Segment]:
-    """All segments, the oldest first; LogError where there is none or one cannot be read."""
+def read_segments(folder: Path, newest: int = 0) -> list[Segment]:
+    """The `newest` segments, all unless told, the oldest first; LogError where there is none or one cannot be read."""
     paths = segment_paths(folder)
     if not paths:
         raise LogError(f"{folder}: no segment of an input log; name a folder that `odestream run --record` wrote")
-    return [decode_segment(path.read_bytes(), path) for path in paths]
+    return [decode_segment(path.read_bytes(), path) for path in paths[-newest:]]
 
 
 def observed(manifest: Manifest) -> TensorSpec:

@@ -53,6 +53,14 @@ class Counters:
         """An independent copy."""
         return replace(self, buckets=dict(self.buckets), rejected=dict(self.rejected))
 
+    def add(self, other: Counters, sign: int = 1) -> None:
+        """Count what `other` has done as well; with sign -1, take it off."""
+        for name in ("steps", "flagged", "split", "rerun"):
+            setattr(self, name, getattr(self, name) + sign * getattr(other, name))
+        for into, histogram in ((self.buckets, other.buckets), (self.rejected, other.rejected)):
+            for label, count in histogram.items():
+                into[label] = into.get(label, 0) + sign * count
+
 
 @dataclass(frozen=True)
 class StreamState:

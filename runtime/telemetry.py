@@ -17,21 +17,24 @@ if TYPE_CHECKING:
 BOUNDS = tuple(base * 10**power / 1e6 for power in range(1, 6) for base in (1, 2, 5))
 """Upper bounds in seconds of the latency histogram: 10, 20, 50, 100 … µs, to 0.5 s; what is slower counts beyond."""
 
+MOST_STREAMS = 4096
+"""Streams that are counted by name: the first to come, so that a service whose names change every day stays bounded."""
+
 
 class Telemetry:
     """Counts of a fleet's calls; read by other threads while it counts.
 
-    deadline: seconds that a call may take; None for no limit. calls, rows: what was asked for; rows by stream in
-    `streams`. refused: rows by the name of their error. flagged, reruns, split: see `Counters`. buckets: solver steps →
-    rows answered in that bucket. missed: calls that took longer than the deadline. latencies: calls by `BOUNDS`.
-    seconds: their sum.
+    deadline: seconds that a call may take; None for no limit. calls, rows: what was asked for. streams: rows answered
+    by stream, for the first `MOST_STREAMS` of them; others: those of all further streams together. refused: rows by the
+    name of their error. flagged, reruns, split: see `Counters`. buckets: solver steps → rows answered in that bucket.
+    missed: calls that took longer than the deadline. latencies: calls by `BOUNDS`. seconds: their sum.
     """
 
     def __init__(self, deadline: float | None = None) -> None:
         if deadline is not None and not deadline > 0:
             raise InputError(f"deadline is {deadline} s, expected more than 0; leave it out for none")
         self.deadline = deadline
-        self.calls = self.rows = self.flagged = self.reruns = self.split = self.missed = 0
+        self.calls = self.rows = self.flagged = self.reruns = self.split = self.missed = self.others = 0
         self.seconds = 0.0
         self.refused: dict[str, int] = {}
         self.buckets: dict[int, int] = {}
@@ -46,12 +49,18 @@ class Telemetry:
         self.latencies[bisect_left(BOUNDS, seconds)] += 1
         if self.deadline is not None and seconds > self.deadline:
             self.missed += 1
+        streams = self.streams
         for row, answer in zip(rows, answers, strict=True):
             if not isinstance(answer, Output):
                 kind = type(answer).__name__
                 self.refused[kind] = self.refused.get(kind, 0) + 1
                 continue
-            self.streams[row.stream] = self.streams.get(row.stream, 0) + 1
+            if row.stream in streams:
+                streams[row.stream] += 1
+            elif len(streams) < MOST_STREAMS:
+                streams[row.stream] = 1
+            else:
+                self.others += 1
             self.flagged += answer.flagged
             self.reruns += answer.reruns
             self.split += answer.calls > 1

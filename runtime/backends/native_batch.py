@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from odestream.runtime.arena import aligned
 from odestream.runtime.backends import Rows
-from odestream.runtime.backends.native_stream import BOOL, FLOAT32, NativeCore
+from odestream.runtime.backends.native_stream import BOOL, FLOAT32, NativeCore, OutputReader
 from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.errors import CompatError, OdestreamError
 from odestream.runtime.kernels.library import Given
@@ -20,6 +19,8 @@ from odestream.runtime.records import Output
 if TYPE_CHECKING:
     from odestream.runtime.backends.native import NativeModel
 
+_MASKS = (FLOAT32, BOOL)
+_INTEGERS = {int, np.int64}
 _RESULT = ["err", "bucket", "flagged", "calls", "reruns"]
 
 
@@ -47,12 +48,12 @@ class NativeBatch:
         self._model.library.odestream_batch_step(
             self._pointer, buffers.streams.ctypes.data, len(found), *buffers.places
         )
-        flat, results = buffers.flat[: len(found)].copy(), buffers.given[: len(found)][_RESULT].tolist()
-        for place, (row, core, status) in enumerate(zip(taken, found, buffers.statuses.tolist(), strict=False)):
-            if status:
-                answers[row] = core.failure(status, int(buffers.t[place]), x[row], mask[row])
-            else:
-                answers[row] = core.reader.read(flat[place], results[place])
+        outputs = buffers.outputs(found[0].reader, len(found)) if found else []
+        if not answers and not buffers.statuses[: len(found)].any():
+            return outputs
+        for place, (row, core, output) in enumerate(zip(taken, found, outputs, strict=True)):
+            status = int(buffers.statuses[place])
+            answers[row] = core.failure(status, int(buffers.t[place]), x[row], mask[row]) if status else output
         return [answers[row] for row in range(len(cores))]
 
     def _take_each(
@@ -82,7 +83,7 @@ class _Buffers:
         self.streams = np.zeros(size, np.uint64)
         self.t = np.zeros(size, np.int64)
         self.x = aligned((size, *x.shape), x.dtype)
-        self._x_rows = self.x.reshape(size, -1)
+        self._flat_x, self._x_rows = self.x.reshape(-1), self.x.reshape(size, -1)
         self.mask = aligned((size, x.size), np.float32)
         self.flat = aligned((size, widths["y"] + widths["gates"]), np.float32)
         self.given = np.zeros(size, Given)
@@ -93,26 +94,63 @@ class _Buffers:
         self.places = tuple(part.ctypes.data for part in parts)
 
     def take_all(self, x: Rows, t: Rows, mask: Rows) -> bool:
-        """Take all rows at once; False where they are not arrays of the library's own types."""
-        if not _fits(x, self.x, (FLOAT32,)) or not (isinstance(t, np.ndarray) and t.dtype == np.int64 and t.ndim == 1):
+        """Take all rows at once; False where they need a closer look.
+
+        The library checks values, so that nothing is asked here but that they become its own types without loss.
+        """
+        return self._take_times(t) and self._take_values(x) and self._take_masks(mask)
+
+    def outputs(self, reader: OutputReader, count: int) -> list[Output | OdestreamError]:
+        """What the first rows gave; of one that failed, nothing of meaning."""
+        results = (self.given[name][:count].tolist() for name in _RESULT)
+        return [*reader.read_all(self.flat[:count].copy(), results)]
+
+    def _take_times(self, t: Rows) -> bool:
+        if isinstance(t, np.ndarray):
+            if t.dtype != np.int64 or t.ndim != 1:
+                return False
+        elif not set(map(type, t)) <= _INTEGERS:
             return False
-        count = len(x)
+        try:
+            self.t[: len(t)] = t
+        except OverflowError:
+            return False
+        return True
+
+    def _take_values(self, x: Rows) -> bool:
+        if self.x.ndim == 1:  # tokens
+            return False
+        if isinstance(x, np.ndarray):
+            if x.dtype != FLOAT32 or x.shape[1:] != self.x.shape[1:]:
+                return False
+            self.x[: len(x)] = x
+            return True
+        if set(map(type, x)) != {np.ndarray} or {row.shape for row in x} != {self.x.shape[1:]}:
+            return False
+        try:
+            with np.errstate(over="ignore"):  # infinity, which the library refuses where it was observed
+                np.concatenate(x, out=self._flat_x[: len(x) * self._x_rows.shape[1]], casting="same_kind")
+        except TypeError:
+            return False
+        return True
+
+    def _take_masks(self, mask: Rows) -> bool:
+        count = len(mask)
         if isinstance(mask, np.ndarray):
-            if not _fits(mask, self.mask, (FLOAT32, BOOL)):
+            if mask.dtype not in _MASKS or mask.shape[1:] != self.mask.shape[1:]:
                 return False
             self.mask[:count] = mask
-        elif any(seen is not None for seen in mask):
-            return False
-        else:
-            self.mask[:count] = 1
-        self.x[:count], self.t[:count] = x, t
+            return True
+        self.mask[:count] = 1
+        for place, seen in enumerate(mask):
+            if seen is None:
+                continue
+            if type(seen) is not np.ndarray or seen.dtype not in _MASKS or seen.shape != self.mask.shape[1:]:
+                return False
+            self.mask[place] = seen
         return True
 
     def take(self, place: int, now: int, core: NativeCore, all_seen: bool) -> None:
         """Take what a stream has in its own buffers."""
         self.t[place], self._x_rows[place] = now, core.x
         self.mask[place] = 1 if all_seen else core.mask
-
-
-def _fits(rows: Rows, like: NDArray[Any], dtypes: Sequence[np.dtype[Any]]) -> bool:
-    return isinstance(rows, np.ndarray) and rows.shape[1:] == like.shape[1:] and rows.dtype in dtypes and like.ndim > 1

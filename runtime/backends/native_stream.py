@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -213,6 +213,13 @@ class OutputReader:
         return Output(
             flat[self._y], err if self._estimates else None, flat[self._gates], bucket, flagged != 0, calls, reruns
         )
+
+    def read_all(self, flat: Arena, results: Iterable[list[Any]]) -> Iterator[Output]:
+        """The same for each row of `[B, width]`; results: of an `odestream_output` after its pointers, each `[B]`."""
+        estimates = self._estimates
+        columns = flat[:, self._y], flat[:, self._gates], *results
+        for y, gates, err, bucket, flagged, calls, reruns in zip(*columns, strict=True):
+            yield Output(y, err if estimates else None, gates, bucket, flagged != 0, calls, reruns)
 
 
 def _create(model: NativeModel, manifest: Manifest, rule: BucketRule) -> int:

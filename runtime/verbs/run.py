@@ -131,9 +131,11 @@ def _fleet(model: Model, resume: Path | None, how: _How, recorder: Recorder | No
     fleet = Fleet(model, how.policies, buckets=how.buckets, largest=how.batch)
     if resume is not None and resume.is_dir():
         fleet = resume_log(model, resume, tell=_tell_user)
-        if (fleet.policies, fleet.buckets) != (how.policies, how.buckets and tuple(how.buckets)):
+        wanted = how.policies, how.buckets and tuple(how.buckets), how.batch
+        if (fleet.policies, fleet.buckets, fleet.largest) != wanted:
             raise LogError(
-                f"{resume} was recorded with {fleet.policies} and buckets {fleet.buckets}; resume it with the same"
+                f"{resume} was recorded with {fleet.policies}, buckets {fleet.buckets} and batch {fleet.largest}; "
+                "resume it with the same"
             )
     elif resume is not None:
         found = read_generation(resume)

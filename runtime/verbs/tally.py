@@ -17,29 +17,26 @@ class Tally:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._earlier = {name: state.counters for name, state in fleet.states().items()}
+        self._earlier = self._all()
 
     def counts(self) -> dict[str, Counters]:
         """Name → what it did, of every stream that did anything."""
-        found = {name: [state.counters] for name, state in self._fleet.states().items()}
-        for name, counters in self._fleet.ended:
-            found[name].append(counters)
-        counts = {name: total(each, less=self._earlier.get(name)) for name, each in found.items()}
+        counts = {name: total([now], less=self._earlier.get(name)) for name, now in self._all().items()}
         return {name: counters for name, counters in counts.items() if counters.steps}
+
+    def _all(self) -> dict[str, Counters]:
+        ended = self._fleet.ended
+        states = self._fleet.states().items()
+        return {name: total([state.counters, ended.get(name, Counters())]) for name, state in states}
 
 
 def total(counts: Iterable[Counters], less: Counters | None = None) -> Counters:
     """The sum of counters; `less` is taken off."""
-    signed = [(1, counters) for counters in counts] + ([] if less is None else [(-1, less)])
     result = Counters()
-    for sign, counters in signed:
-        result.steps += sign * counters.steps
-        result.flagged += sign * counters.flagged
-        result.split += sign * counters.split
-        result.rerun += sign * counters.rerun
-        for into, histogram in ((result.buckets, counters.buckets), (result.rejected, counters.rejected)):
-            for label, count in histogram.items():
-                into[label] = into.get(label, 0) + sign * count
+    for counters in counts:
+        result.add(counters)
+    if less is not None:
+        result.add(less, -1)
     return result
 
 

@@ -10,13 +10,32 @@ import numpy as np
 import pytest
 
 import soak
-from odestream.runtime import Model
+import soak_kills
+from odestream.runtime import Model, TimeError, load
 from odestream.runtime.fleet import Fleet
+from odestream.runtime.recorder import Recorder
+from soak_rows import BLOCK, Rows, answered
+from tests.helpers.tiny_bundle import Tiny, write_tiny
+
+PARTS: dict[str, dict[str, Any]] = {
+    "streams": {"streams": 1, "hours_each": 2.0, "rows": 9, "interruptions": 1, "differing_bytes": 0},
+    "kills": {
+        "kills": 5,
+        "calls": 7,
+        "lost": 0,
+        "snapshots": 2,
+        "previous_generation": 1,
+        "differing_bytes": 0,
+    },
+    "clocks": {"days": soak.DAYS, "steps": 3, "differing_bytes": 0},
+    "memory": {"steps": 3, "growth_bytes": 0, "slope_bytes_per_million_steps": 0.0},
+}
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "EVERY", 5)
+    monkeypatch.setattr(soak_kills, "LANES", 2)
 
 
 def test_interrupted_streams_are_those_that_were_left_alone(model: Model, tmp_path: Path) -> None:
@@ -39,11 +58,34 @@ def test_a_stream_that_is_changed_on_the_way_is_noticed(
     assert soak.interrupted_streams(model, tmp_path, 3, 0.2)["differing_bytes"] > 0
 
 
-def test_killed_children_leave_logs_and_snapshots_that_are_whole(model: Model, tmp_path: Path) -> None:
-    found = soak.kills(model, tmp_path, 8, 30)
-    assert found["kills"] == 8
+def test_killed_children_leave_logs_and_snapshots_that_hold_all_that_was_finished(model: Model, tmp_path: Path) -> None:
+    found = soak.kills(model, tmp_path, 13, 30)
+    assert found["kills"] == 13
     assert found["calls"] > 0
-    assert found["differing_bytes"] == 0
+    assert (found["lost"], found["differing_bytes"]) == (0, 0)
+
+
+def test_calls_that_a_log_does_not_keep_are_noticed(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recorder that hands a hundred frames to the kernel together, as one with a buffer of its own would."""
+    write, held = Recorder._write, []
+
+    def late(recorder: Recorder, data: bytes) -> None:
+        held.append(data)
+        if len(held) == 100:
+            write(recorder, b"".join(held))
+            held.clear()
+
+    monkeypatch.setattr(Recorder, "_write", late)
+    assert soak.kills(model, tmp_path, 10, 30)["lost"] > 0
+
+
+def test_a_child_that_fails_ends_the_soak(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak_kills, "write_generation", None)
+    monkeypatch.setattr(soak_kills, "SNAPSHOT_EVERY", 1)
+    with pytest.raises(EOFError):
+        soak.kills(model, tmp_path, 10, 30)
 
 
 def test_clocks_and_memory_are_measured(model: Model) -> None:
@@ -51,18 +93,34 @@ def test_clocks_and_memory_are_measured(model: Model) -> None:
     assert clocks["differing_bytes"] == 0
     assert clocks["steps"] > 0
     assert memory["steps"] > 0
-    parts: dict[str, Any] = {
-        "streams": {"streams": 1, "hours_each": 2.0, "rows": 9, "interruptions": 1, "differing_bytes": 0},
-        "kills": {"kills": 5, "calls": 7, "previous_generation": 1, "differing_bytes": 0},
-        "clocks": clocks,
-        "memory": memory,
-    }
-    text = soak.section({"bundle": "b", "backend": "e", "minutes": 1.0}, parts)
-    assert "| kill −9 | 7 calls, the generation before read 1 times | 5 | 0 |" in text
+
+
+def test_the_table_says_what_was_finished_and_lost() -> None:
+    text = soak.section({"bundle": "b", "backend": "e", "minutes": soak.MINUTES}, PARTS)
+    assert "| kill −9 | 7 calls and 2 snapshots finished, 0 lost, the generation before read 1 times | 5 | 0 |" in text
+    assert "minutes: streams 15, kills 10," in text
+    assert not soak.failed(PARTS)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [("streams", "differing_bytes", 1), ("kills", "lost", 1), ("kills", "calls", 0), ("clocks", "differing_bytes", 1)],
+)
+def test_what_must_not_be_makes_the_soak_fail(part: str, name: str, value: int) -> None:
+    assert soak.failed(PARTS | {part: PARTS[part] | {name: value}})
 
 
 def test_rows_are_the_same_from_any_call_on(model: Model) -> None:
-    rows = soak.Rows(model, 2)
-    for ours, theirs in zip(islice(rows.calls(3), 3), (rows.call(n) for n in (3, 4, 5)), strict=True):
-        assert [row.t for row in ours] == [row.t for row in theirs]
-        assert all(np.array_equal(a.x, b.x) for a, b in zip(ours, theirs, strict=True))
+    first, rows = BLOCK - 2, Rows(model, 2)
+    for ours, number in zip(islice(rows.calls(first), 4), range(first, first + 4), strict=True):
+        x, t = Rows(model, 2).arrays(number)
+        assert [row.t for row in ours] == [t, t]
+        assert np.array_equal([row.x for row in ours], x)
+
+
+def test_an_answer_that_is_an_error_is_raised(tmp_path: Path) -> None:
+    with load(write_tiny(tmp_path / "b", Tiny())) as model:
+        fleet, rows = Fleet(model), Rows(model, 2)
+        assert answered(fleet.step(rows.call(1))).any()
+        with pytest.raises(TimeError, match="does not advance"):
+            answered(fleet.step(rows.call(0)))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -14,17 +17,20 @@ import torch
 
 from odestream.export import verify_bundle
 from odestream.models.config import PRESETS, Task
-from odestream.runtime import CompatError
+from odestream.runtime import CompatError, Model, Output, load
 from odestream.runtime.arena import Layout
 from odestream.runtime.backends.native_cuda import NativeCudaBinding, open_engine
 from odestream.runtime.bundle import Bundle
+from odestream.runtime.fleet import Fleet, Observation
 from odestream.runtime.kernels.build_cuda import build_cuda, find_cuda_library, has_gpu
 from odestream.runtime.kernels.cuda_library import find_gpu, load_cuda_library
 from odestream.runtime.replay import failures
+from odestream.runtime.telemetry import Telemetry
 from tests.export.conftest import CONFIGS, Exported
 from tests.helpers.native import differences, memory_bundle
 from tests.helpers.problems import tiny_config
 from tests.helpers.sequences import random_cell, random_inputs
+from tests.helpers.streams import SECOND, same
 from tests.helpers.tools import require
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]
@@ -126,3 +132,48 @@ def test_compute_sanitizer_finds_nothing(task: Task, tool: str, exported: Export
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SANITIZED, str(path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=dict(os.environ), cwd=Path.cwd())
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+def test_case_74_a_device_that_is_slowed_down_gives_the_same_bytes_and_its_misses_are_counted(
+    exported: Exported,
+) -> None:
+    """A throttled clock and another caller's large batches do the same to a step: it comes late, but is no other."""
+    _, bundle = exported("forecast")
+    with load(bundle.path, backend="native-cuda") as model:
+        stepped(model, Telemetry())
+        quiet = Telemetry()
+        expected = stepped(model, quiet)
+        slowed = Telemetry(deadline=2 * quiet.seconds / quiet.calls)
+        with large_batches(bundle):
+            found = stepped(model, slowed)
+    assert len(found) == 200
+    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+    assert slowed.missed > 0
+    assert slowed.seconds > quiet.seconds
+
+
+def stepped(model: Model, telemetry: Telemetry) -> list[Output]:
+    """The answers of a new stream to the stored inputs, over and over."""
+    fleet, x = Fleet(model, telemetry=telemetry), model.bundle.vectors().inputs["x"][:, 0]
+    calls = ([Observation("a", x[i % len(x)], i * SECOND)] for i in range(200))
+    answers = [answer for rows in calls for answer in fleet.step(rows)]
+    return [answer for answer in answers if isinstance(answer, Output)]
+
+
+@contextmanager
+def large_batches(bundle: Bundle, batch: int = 16_384) -> Iterator[None]:
+    """The device is kept busy meanwhile."""
+    binding, enough = bind(bundle, batch), threading.Event()
+    label = list(bundle.manifest.graphs)[-1]
+
+    def run() -> None:
+        while not enough.is_set():
+            binding.run(label)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()

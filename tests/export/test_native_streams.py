@@ -328,6 +328,39 @@ def test_a_bad_row_of_a_batch_fails_alone_and_in_its_own_words(small: Bundle) ->
     assert all(same_state(a.save(), b.save()) for a, b in zip(together, alone, strict=True))
 
 
+GOOD = np.array([351, -2], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("x", "t", "mask"),
+    [
+        *(fault[:3] for fault in FAULTS),
+        (GOOD.astype(np.float64), 2 * SECOND, None),
+        (GOOD.astype(np.int16), np.int64(2 * SECOND), np.array([0, 1], bool)),
+        (np.array([1e39, -2]), 2 * SECOND, np.array([0, 1], np.float32)),
+        (np.array([1e39, -2]), 2 * SECOND, None),
+        (np.array([1 << 60 | 1, -2]), 2 * SECOND, None),
+        (GOOD.astype(complex), 2 * SECOND, None),
+        (GOOD, 2.0 * SECOND, None),
+        (GOOD, 1 << 70, None),
+        (GOOD, True, None),
+        (GOOD, 2 * SECOND, np.array([1 + 1e-12, 1])),
+        (GOOD, 2 * SECOND, [1, 0]),
+        (list(GOOD), 2 * SECOND, None),
+    ],
+)
+def test_a_row_among_those_that_are_taken_at_once_does_what_it_does_alone(
+    small: Bundle, x: Any, t: Any, mask: Any
+) -> None:
+    batch, together, alone = batch_of(adjusted(small), 3)
+    for core in (*together, *alone):
+        core.observe(GOOD, SECOND, None)
+    each = [(GOOD, 2 * SECOND, None), (x, t, mask), (GOOD, 2 * SECOND, np.array([True, False]))]
+    found = batch.step(together, *([row[i] for row in each] for i in range(3)))
+    assert all(equal(a, answer(core, observe(*row))) for a, core, row in zip(found, alone, each, strict=True))
+    assert all(same_state(a.save(), b.save()) for a, b in zip(together, alone, strict=True))
+
+
 def test_bad_rows_of_arrays_fail_alone_too(small: Bundle) -> None:
     batch, together, alone = batch_of(adjusted(small), 4)
     x = np.array([[350, -2], [np.nan, -2], [350, -2], [np.nan, -2]], np.float32)

@@ -1,7 +1,6 @@
 """Named streams under policies, against plain streams that get by hand what the policy should make of a row."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from odestream.runtime import GapError, InputError, Model, OdestreamError, Output, SnapshotError, TimeError, load
 from odestream.runtime.fleet import Fleet, Observation
@@ -221,7 +221,7 @@ def test_the_answer_to_a_late_row_is_that_of_its_place(model: Model) -> None:
     for row in rows[:20] + rows[21:]:
         fleet.step([row])
     assert isinstance(error(fleet, [1, 2, 3], True), InputError)
-    (late,) = fleet.step([replace(rows[20], t=np.int64(rows[20].t or 0))])  # type: ignore[arg-type]
+    (late,) = fleet.step([replace(rows[20], t=np.int64(rows[20].t or 0))])
     expected = [twin.step(row.x, row.t, row.mask) for row in rows]
     assert isinstance(late, Output)
     assert same(late, expected[20])
@@ -270,6 +270,22 @@ def test_a_gap_is_an_error_or_a_new_stream(tmp_path: Path) -> None:
             one(fleet, [1, 2, 3], 0)
         assert isinstance(error(strict, [1, 2, 3], 10**15), GapError)
         assert same(one(resetting, [4, 5, 6], 10**15), model.stream().step([4, 5, 6], 10**15))
+
+
+def test_streams_that_ended_are_summed_up_by_name(tmp_path: Path) -> None:
+    with load(write_tiny(tmp_path / "b", Tiny(stiffness=5.0, max_calls=2))) as model:
+        fleet = Fleet(model, Policies(on_gap="reset"))
+        for i in range(40):
+            for t in (0, 1, 2):
+                one(fleet, [1, 2, 3], i * 10**15 + t)
+        assert list(fleet.ended) == ["a"]
+        ended, last = fleet.ended["a"], fleet.states()["a"].counters
+        assert (ended.steps, last.steps) == (117, 3)
+        assert sum(ended.buckets.values()) == 117
+        fleet.rename("a", "b")
+        assert list(fleet.ended) == ["b"]
+        fleet.forget()
+        assert fleet.ended == {}
 
 
 def test_values_that_were_held_are_filled_in_only_where_they_are_to_be_held(model: Model) -> None:

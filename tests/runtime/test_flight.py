@@ -14,7 +14,7 @@ from odestream.runtime.contract.manifest import TimeSpec
 from odestream.runtime.fleet import Fleet, Observation
 from odestream.runtime.flight import moment, rebuild, replay, resume
 from odestream.runtime.influence import influences
-from odestream.runtime.inputlog import MAGIC, decode_segment
+from odestream.runtime.inputlog import MAGIC, SUFFIX, decode_segment
 from odestream.runtime.policies import Policies
 from odestream.runtime.recorder import Recorder, read_segments, segment_paths
 from tests.helpers.streams import SECOND, irregular, same, same_state
@@ -351,3 +351,22 @@ def test_damage_in_the_newest_segment_is_told_when_it_is_resumed(model: Model, t
     assert state is not None
     assert state.tick == 8
     assert "is damaged" in told[0]
+
+
+def test_what_a_killed_recorder_left_half_written_is_removed(model: Model, tmp_path: Path, record: Record) -> None:
+    folder = tmp_path / "log"
+    Fleet(model, recorder=record(folder)).close()
+    left, other = folder / f".000000000002{SUFFIX}.0123456789ab.tmp", folder / ".notes.tmp"
+    for path in (left, other):
+        path.write_bytes(b"half")
+    Fleet(model, recorder=record(folder)).close()
+    assert not left.exists()
+    assert other.exists(), "which is not the log's"
+
+
+def test_a_fleet_is_resumed_from_the_newest_segments_alone(short: Model, tmp_path: Path, record: Record) -> None:
+    """So that a start takes no longer the more the ring holds."""
+    fleet, _ = recorded(short, record(tmp_path / "log", SMALLEST))
+    oldest, *_, _, _ = segment_paths(tmp_path / "log")
+    oldest.write_bytes(b"spoiled")
+    assert resume(short, tmp_path / "log").snapshot() == fleet.snapshot()

@@ -60,6 +60,19 @@ def test_reruns_splits_and_flags_are_counted_as_the_streams_count_them(tmp_path:
         assert sum(telemetry.buckets.values()) == counters.steps
 
 
+def test_streams_beyond_the_first_are_counted_together(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("odestream.runtime.telemetry.MOST_STREAMS", 3)
+    fleet = Fleet(model)
+    for t in (0, SECOND):
+        fleet.step([Observation(f"s{i}", [1, 2, 3], t) for i in range(5)])
+    assert fleet.telemetry.streams == {"s0": 2, "s1": 2, "s2": 2}
+    assert fleet.telemetry.others == 4
+    found = samples(prometheus_text(fleet.telemetry))
+    assert found["odestream_other_stream_rows_total", ""] == 4
+    assert found["odestream_streams", ""] == 3
+    assert fleet.telemetry.as_dict()["others"] == 4
+
+
 def test_counts_are_served_on_the_loopback_address(busy: Telemetry) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -125,6 +125,8 @@ def test_a_log_is_neither_mixed_nor_resumed_under_other_policies(
     assert f"holds a log already; go on with it by --resume {log}" in refusal(capsys)
     assert run(bundle, table, "--resume", log, "--record", log, "--on-late", "replay") == 2
     assert "resume it with the same" in refusal(capsys)
+    assert run(bundle, table, "--resume", log, "--record", log, "--batch", "8") == 2
+    assert "and batch 64; resume it with the same" in refusal(capsys)
     assert replay(log, "--at", "1", "--snapshot", tmp_path / "s") == 2
     assert "give one of them" in refusal(capsys)
     assert replay(tmp_path / "none") == 2
