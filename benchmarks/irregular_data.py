@@ -27,7 +27,8 @@ Truth = Callable[[Floats], Floats]
 """Times [T] in s -> noise-free values [T, X]."""
 
 SECOND = 1_000_000_000  # ticks; the mean gap of a family's training rows
-DURATION = 128.0  # s, of a stream
+DURATION = 96.0  # s, of a stream
+JUDGED = 0.6  # of it, of a stream that validation walks
 RATES = (0.25, 1.0, 4.0)  # of the training rate
 HORIZONS = (1.0, 2.0, 4.0, 8.0)  # mean training gaps
 LEAST_MASKED, MOST_MASKED = 0.3, 0.8
@@ -35,7 +36,7 @@ NOISE = 0.02
 MOMENTS = 12  # of a stream at which it is asked
 FIRST_MOMENT, LAST_MOMENT = 0.4, 0.9  # of the duration
 CO2 = "weekly CO₂"
-CO2_KEPT, CO2_VIEWS, CO2_JUDGED, CO2_DRAWS = 0.25, 16, 4, 4
+CO2_KEPT, CO2_VIEWS, CO2_JUDGED, CO2_DRAWS = 0.25, 16, 4, 3
 CO2_WARM = 0.6  # of the record lies before what a test stream begins with
 CO2_FIT = 0.8  # of the rows before the test part
 
@@ -80,19 +81,20 @@ def family(draw: Callable[[np.random.Generator], Truth], count: Count, seed: int
     """Streams of a family, each drawn anew."""
     random = np.random.default_rng(seed)
     fitted = [observe(draw(random), 1.0, random) for _ in range(count.training)]
-    judged = [observe(draw(random), 1.0, random) for _ in range(count.validation)]
+    judged = [observe(draw(random), 1.0, random, JUDGED * DURATION) for _ in range(count.validation)]
     truths = [draw(random) for _ in range(count.test)]
     tests = {rate: tuple(observe(truth, rate, random) for truth in truths) for rate in RATES}
     parts = [Part(s, len(s.ticks), len(s.ticks)) for s in fitted] + [Part(s, 0, len(s.ticks)) for s in judged]
     return Problem(_dataset(parts, TimeSpec(), None), tests, ask(truths), *_moments(fitted))
 
 
-def observe(truth: Truth, rate: float, random: np.random.Generator) -> Series:
+def observe(truth: Truth, rate: float, random: np.random.Generator, duration: float | None = None) -> Series:
     """Noisy rows of a stream, the first at 0 and `rate` a second on average; one that would show nothing shows a
     channel."""
-    gaps = random.exponential(1 / rate, int(2 * rate * DURATION) + 64)
+    duration = DURATION if duration is None else duration
+    gaps = random.exponential(1 / rate, int(2 * rate * duration) + 64)
     times = np.concatenate([[0.0], np.cumsum(gaps)])
-    times = times[times < DURATION]
+    times = times[times < duration]
     values = truth(times)
     masked = random.uniform(LEAST_MASKED, MOST_MASKED, values.shape[1])
     seen = random.random(values.shape) >= masked

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+import ablations
 import irregular
 import irregular_data
-from irregular import ABLATIONS, CONSTANT, GRU_DT, LAST, NAMES, OURS, QUICK, THINNED, draw, measure, report, verdicts
+from ablations import COPIES, PARTS, THINNED
+from equal_models import build, fit
+from irregular import CONSTANT, GRU_DT, LAST, NAMES, OURS, QUICK, draw, measure, report, verdicts
 from irregular_data import CO2, FAMILIES, HORIZONS, NOISE, RATES, SECOND, Count, Problem, Questions, problem
-from irregular_models import build, fit
 from irregular_scoring import answers_of, errors, last_values
 from odestream.models.baselines import footprint
 from odestream.models.data import centre_and_scale
@@ -76,16 +78,14 @@ def test_orbits_follow_their_equations() -> None:
     assert max(first, last) > 1.8 * min(first, last)
 
 
-def test_rows_are_the_truth_and_noise_and_questions_ask_for_the_truth(few: Problem) -> None:
-    random, kept = np.random.default_rng(0), []
-    for count in (FEW.training, FEW.validation):
-        for _ in range(count):
-            irregular_data.observe(irregular_data.oscillator(random), 1.0, random)
-    truths = [irregular_data.oscillator(random) for _ in range(FEW.test)]
-    for truth, series in zip(truths, few.tests[RATES[0]], strict=True):
-        kept.append((series.x - truth(series.ticks / SECOND))[series.mask > 0])
-    assert np.concatenate(kept).std() == pytest.approx(NOISE, rel=0.4)
-    q = few.questions
+def test_rows_are_the_truth_and_noise_and_questions_ask_for_the_truth() -> None:
+    random = np.random.default_rng(0)
+    truths = [irregular_data.oscillator(random) for _ in range(2)]
+    series = irregular_data.observe(truths[0], 4.0, random)
+    assert series.ticks[0] == 0
+    off = (series.x - truths[0](series.ticks / SECOND))[series.mask > 0]
+    assert off.std() == pytest.approx(NOISE, rel=0.2)
+    q = irregular_data.ask(truths)
     np.testing.assert_allclose(truths[1](q.asked[q.stream == 1] / SECOND), q.truth[q.stream == 1], atol=1e-7)
     assert sorted(set((q.asked - q.known) / SECOND)) == list(HORIZONS)
 
@@ -137,7 +137,9 @@ def test_models_are_of_equal_size_and_a_part_that_is_off_changes_the_cell_alone(
     assert max(sizes.values()) < 1.03 * min(sizes.values())
     seasonal = problem(CO2, FEW, 0).data
     whole = build("cell", seasonal, TINY).config
-    assert len({whole, *(build("cell", seasonal, TINY, **changes).config for changes in ABLATIONS.values())}) == 10
+    assert len({whole, *(build("cell", seasonal, TINY, **changes).config for changes in PARTS.values())}) == 1 + len(
+        PARTS
+    )
 
 
 def test_without_thinned_copies_training_sees_every_row_of_every_stream(few: Problem) -> None:
@@ -165,11 +167,10 @@ def test_a_sweep_measures_all_models_chooses_rates_and_reports(
 ) -> None:
     del short
     monkeypatch.setattr(irregular, "NAMES", {name: NAMES[name] for name in (OURS, GRU_DT)})
-    monkeypatch.setattr(irregular, "ABLATIONS", {name: ABLATIONS[name] for name in ("dt ignored",)})
     plan = dataclasses.replace(QUICK, sizes=TINY, rates=(1e-4, 1e-2), kinds=QUICK.kinds[:1])
     result = measure(plan, Sweep(tmp_path / "points.json"))
     assert set(result["learning_rates"].values()) <= set(plan.rates)
-    assert f"| {OURS}, dt ignored |" in report(result)
+    assert f"| {GRU_DT} |" in report(result)
     draw(result, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
@@ -189,3 +190,22 @@ def test_the_claim_falls_where_any_of_the_three_is_not_beaten_by_the_median() ->
 def _shifted(series: Series, after: int) -> Series:
     x = np.where((series.ticks > after)[:, None] & (series.mask > 0), series.x + 1, series.x).astype(np.float32)
     return Series(series.name, series.ticks, x, series.mask, series.labels)
+
+
+@pytest.mark.slow
+def test_ablations_train_each_part_off_and_a_part_without_which_errors_shrink_falls(
+    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del short
+    monkeypatch.setattr(ablations, "PARTS", {name: PARTS[name] for name in ("dt ignored", "no time features")})
+    result = ablations.measure(dataclasses.replace(QUICK, sizes=TINY), Sweep(tmp_path / "points.json"))
+    assert f"| {OURS}, {COPIES} |" in ablations.report(result)
+    ablations.draw(result, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    for kind, part, factor in ((ablations.ABLATED, "dt ignored", 1.25), (ablations.SEASONAL, "no time features", 0.5)):
+        models = result["errors"][kind]
+        models[part] = {rate: [factor * e for e in errors_] for rate, errors_ in models[OURS].items()}
+        assert ablations.cost(result, part) == pytest.approx(factor - 1)
+    said = ablations.verdicts(result)
+    assert [line.split(":")[0] for line in said] == ["**Falsified**", "Holds"]
+    assert "no time features: -50.0 %" in said[0]
