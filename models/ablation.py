@@ -6,6 +6,7 @@ stay the same, and so does the number of weights.
     write-gate    everything that is observed is written to every memory, at full strength
     read-gate     what a memory returns is passed on whole
     forget-gate   the long-term matrix forgets nothing: no factor, no decay over time
+    reads         what any memory returns is held back: a cell without memory, of the same size
     flow          h stands still between observations: no leak, no drive
     drive         h only leaks between observations: an exact exponential
     elapsed       encoder and head are not told how much time has passed
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from odestream.models.cell import Cell
 
 OPEN = 40.0  # the logit at which a sigmoid is exactly one in float32
-CLOSED = -200.0  # and that at which a softplus is exactly zero
+CLOSED = -200.0  # and that at which it and a softplus are exactly zero
 
 
 @torch.no_grad()
@@ -55,14 +56,18 @@ def _write_gate(cell: Cell) -> Held:
     return [(gate.weight, 0.0), (gate.bias, bias)]
 
 
-def _read_gate(cell: Cell) -> Held:
+def _read_gate(cell: Cell, logit: float = OPEN) -> Held:
     gates = cell.memory.gates
-    return [(gates.read.weight, 0.0), (gates.read_state, 0.0), (gates.read.bias, OPEN)]
+    return [(gates.read.weight, 0.0), (gates.read_state, 0.0), (gates.read.bias, logit)]
 
 
 def _forget_gate(cell: Cell) -> Held:
     gate = cell.memory.gates.forget
     return [(gate.weight, 0.0), (gate.bias, OPEN), (cell.memory.log_decay_rate, CLOSED)]
+
+
+def _reads(cell: Cell) -> Held:
+    return _read_gate(cell, CLOSED)
 
 
 def _flow(cell: Cell) -> Held:
@@ -87,6 +92,7 @@ _HELD: dict[str, Callable[[Cell], Held]] = {
     "write-gate": _write_gate,
     "read-gate": _read_gate,
     "forget-gate": _forget_gate,
+    "reads": _reads,
     "flow": _flow,
     "drive": _drive,
     "elapsed": _elapsed,

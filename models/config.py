@@ -12,8 +12,8 @@ from odestream.runtime.errors import InputError
 Task = Literal["forecast", "classify", "tokens"]
 Store = Literal["working", "longterm", "episodic"]
 STORES: tuple[Store, ...] = ("working", "longterm", "episodic")
-Part = Literal["write-gate", "read-gate", "forget-gate", "flow", "drive", "elapsed"]
-PARTS: tuple[Part, ...] = ("write-gate", "read-gate", "forget-gate", "flow", "drive", "elapsed")
+Part = Literal["write-gate", "read-gate", "forget-gate", "reads", "flow", "drive", "elapsed"]
+PARTS: tuple[Part, ...] = ("write-gate", "read-gate", "forget-gate", "reads", "flow", "drive", "elapsed")
 VOCABULARY = 256  # tokens are UTF-8 bytes
 BUCKETS = (1, 2, 4, 8, 16)  # solver steps that a model is trained for and judged with
 

@@ -144,5 +144,7 @@ def _split_gaps(ticks: Rows, longest: float, most: int) -> tuple[Rows, Rows]:
 
 
 def _padded(array: NDArray[np.generic], length: int, value: int) -> NDArray[np.generic]:
+    if len(array) == length:  # most are, and padding by nothing is half of what stacking them costs
+        return array
     after = [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1)
     return np.pad(array, after, constant_values=value)

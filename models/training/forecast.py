@@ -48,10 +48,21 @@ class Ahead(NamedTuple):
 
 
 class ForecastRecipe(Recipe):
-    """Lanes through views of the streams: a view is a stream with some of its rows never having come."""
+    """Lanes through views of the streams: a view is a stream with some of its rows never having come.
+
+    dropped: share of the rows that the thinnest view lacks; 0: all views are whole, and only the record's own gaps are
+    seen.
+    """
 
     def __init__(
-        self, cell: Model, data: Dataset, settings: Settings, lanes: int, length: int, solving: Solving
+        self,
+        cell: Model,
+        data: Dataset,
+        settings: Settings,
+        lanes: int,
+        length: int,
+        solving: Solving,
+        dropped: float = MOST_DROPPED,
     ) -> None:
         parts = [p for p in data.parts if p.validation > 1]
         copies = max(2, VIEWS // len(parts))
@@ -59,7 +70,12 @@ class ForecastRecipe(Recipe):
         longest = longest_call(cell.config, FEWEST_STEPS)
         self.parts = [part for part in parts for _ in range(copies)]
         views = [
-            calls_of(part.series, _thinned(part.validation, i % copies, copies, random), data.time, longest)
+            calls_of(
+                part.series,
+                _thinned(part.validation, dropped * (i % copies) / (copies - 1), random),
+                data.time,
+                longest,
+            )
             for i, part in enumerate(self.parts)
         ]
         plan = LanePlan(lanes, min(length, max(len(v) for v in views)), 1 / 40, anywhere=True)
@@ -148,9 +164,9 @@ class ForecastRecipe(Recipe):
         return Flows(h, u, gaps.get("phase"), gaps["dt"], places, SAMPLED * len(batch.parts))
 
 
-def _thinned(rows: int, copy: int, copies: int, random: np.random.Generator) -> Rows:
-    """The rows of a view: all in the first copy of a stream, fewer in every further one."""
-    chosen = np.flatnonzero(random.random(rows) >= MOST_DROPPED * copy / max(1, copies - 1))
+def _thinned(rows: int, share: float, random: np.random.Generator) -> Rows:
+    """The rows of a view that lacks a `share` of them, drawn at random."""
+    chosen = np.flatnonzero(random.random(rows) >= share)
     return chosen if len(chosen) > 1 else np.arange(rows)
 
 

@@ -48,6 +48,15 @@ def test_a_gate_that_is_off_is_wide_open_and_the_others_are_as_they_were(part: P
             assert torch.equal(whole[name], without[name]), name
 
 
+def test_without_reads_nothing_that_a_memory_holds_reaches_an_answer() -> None:
+    for parts, heard in (((), True), (("reads",), False)):
+        cell = random_cell(tiny_config("classify", without=parts))
+        inputs, state = random_inputs(cell.config, LENGTH, BATCH, seed=1), cell.initial_state(BATCH)
+        with torch.no_grad():
+            empty, full = (unroll(cell, inputs, given).y for given in (state, {**state, "m": state["m"] + 1.0}))
+        assert (not torch.equal(empty, full)) == heard
+
+
 def test_without_the_forget_gate_time_does_not_fade_the_matrix() -> None:
     for parts, faded in ((("write-gate",), True), (("write-gate", "forget-gate"), False)):
         config = tiny_config("classify", averages=(), without=parts)
