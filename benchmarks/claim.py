@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,22 +26,33 @@ def run(
     measure: Callable[[Plan, Sweep], Result],
     report: Callable[[Result], str],
     draw: Callable[[Result, Path], None],
+    parts: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Measure by the first plan and publish; with --quick by the second, which writes into runs/NAME only."""
+    """Measure by the first plan and publish; with --quick by the second, which writes into runs/NAME only.
+
+    parts: fields of a plan that the command line may narrow to some of the names given here; what was narrowed is not
+    published either, and its points are kept for a whole run to go on from.
+    """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="check that the script works; its figures mean nothing")
-    quick = parser.parse_args().quick
+    for field, known in (parts or {}).items():
+        parser.add_argument(f"--{field}", nargs="+", choices=known, help="these alone; not published")
+    options = vars(parser.parse_args())
+    quick = options.pop("quick")
+    narrowed = {field: tuple(names) for field, names in options.items() if names}
     torch.set_num_threads(1)
     sweep = Sweep(RUNS / name / f"points_{'quick' if quick else 'full'}.json")
-    result = measure(plans[quick], sweep)
+    plan: Any = plans[quick]
+    result = measure(dataclasses.replace(plan, **narrowed) if narrowed else plan, sweep)
     print(report(result))
-    if quick:
+    if quick or narrowed:
         write_json(RUNS / name / f"{name}.json", result)
         draw(result, RUNS / name / f"{name}.png")
     else:
         publish(name, result, report(result))
         draw(result, FIGURES / f"{name}.png")
-    sweep.finish()
+    if not narrowed:
+        sweep.finish()
 
 
 def judged(said: Sequence[tuple[bool, str]]) -> list[str]:
