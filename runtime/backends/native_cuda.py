@@ -77,7 +77,8 @@ class NativeCudaModel:
             ctypes.byref(config), weights, len(weights), 0, _precision(manifest), ctypes.byref(self.pointer)
         )
         check(library, status, f"native-cuda cannot load {manifest.name}")
-        weakref.finalize(self, library.odestream_cuda_destroy, self.pointer)
+        free = weakref.finalize(self, library.odestream_cuda_destroy, self.pointer)
+        free.atexit = False  # a daemon thread may be inside the library then
         found, expected = library.odestream_cuda_layout(self.pointer).decode(), layout_text(manifest.spec)
         if found != expected or takes_tokens(manifest.spec) != (config.task == _TOKENS):
             raise CompatError(f"native-cuda steps over {found}, {manifest.name} over {expected}; export it again")
@@ -180,7 +181,8 @@ class _Pinned:
         library = model.library
         status = library.odestream_cuda_bind(model.pointer, batch, ctypes.byref(self.pointer))
         check(library, status, f"native-cuda has no room for {batch} streams")
-        weakref.finalize(self, _release, model, self.pointer)
+        free = weakref.finalize(self, _release, model, self.pointer)
+        free.atexit = False  # a daemon thread may be inside the library then
 
     def array(self, address: int, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """The host memory at `address` as an array."""
