@@ -181,7 +181,8 @@ def report(result: Mapping[str, Any]) -> str:
             f"{result['training_steps']} training steps see {result['bytes_seen']:,} bytes, of a text of "
             f"{text['training_bytes']:,}; longer training may tell otherwise. Judged on the first "
             f"{text['test_bytes']:,} bytes of {text['test_files']} other files; of these bytes, {shares}. "
-            f"Learning rates, chosen on validation files: {rates}. No reads: what the memories return is held back, in training too.",
+            f"Learning rates, chosen on validation files: {rates}. No reads: what the memories return is held "
+            "back, in training too.",
             markdown_table(["", *kinds, "parameters", "state bytes"], rows),
             circumstances_text(),
             "![Bits per byte](figures/language.png)",
