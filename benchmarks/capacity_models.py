@@ -26,7 +26,7 @@ from recall_task import CHANNELS
 SQUARE, WIDE = "gated-deltanet", "gated-deltanet-wide"
 WINDOW, CEILING = "sliding-window", "full-attention"
 SLOWEST = 1e-3  # share of its matrix that a gated DeltaNet forgets at a row, at first
-NARROWEST = 12  # a rival's width: below it, a larger state would be paid for with a network that can do nothing
+NARROWEST = 16  # a rival's width: below it, a larger state would be paid for with a network that can do nothing
 
 Grown = Callable[[int], Sizes]
 
