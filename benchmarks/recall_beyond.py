@@ -62,16 +62,16 @@ class Plan:
     leak_rows: int
 
 
-_HARD = Trial((10, 64, 300, 1000, 10_000), sequences=16, rounds=4, **CONDITIONS[HARDEST])
+_HARD = Trial((10, 64, 300, 1000, 10_000), sequences=8, rounds=8, **CONDITIONS[HARDEST])
 _SMALL = Trial((10, 64), before=30, between=8, sequences=4, rounds=1, **CONDITIONS[HARDEST])
 PLANS = {
     "full": Plan(
         seeds=5,
         recipe=Recipe(),
-        far=dataclasses.replace(_HARD, gaps=(*_HARD.gaps, 100_000, 1_000_000), sequences=8, rounds=8),
+        far=dataclasses.replace(_HARD, gaps=(*_HARD.gaps, 100_000, 1_000_000), sequences=4),
         near=_HARD,
         condition=dataclasses.replace(_HARD, gaps=(10_000,)),
-        stepped=dataclasses.replace(_HARD, gaps=_HARD.gaps[:3], sequences=8, rounds=8),
+        stepped=dataclasses.replace(_HARD, gaps=_HARD.gaps[:3], sequences=4),
         leak_rows=1_000_000,
     ),
     "quick": Plan(

@@ -40,7 +40,7 @@ TRAINED_SLOTS = 2 * EVENTS  # as many as events at most
 SOLVER_STEPS = 2  # enough for the longest dt by the stability bound; more change nothing but the cost
 WARM = 50  # updates
 REACH = 4.0  # logit
-TAKEN = -1.0  # logit above which the gate has decided to write: a fifth of the full strength
+TAKEN, KEPT = -1.0, 3.0  # logits above which the gate has decided to write, as its own stage begins and later
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class Recipe:
     rewritten, near_misses: in what part of the batches some keys are rewritten, and some noise rows are near-misses.
     densest: largest share of near-misses. jittered: part of the first stage in which the gate's logit is jittered.
 
-    budget: weight of the pressure on writes, raised over `budget_rise` updates at an accuracy above `learnt`. pull: its
-    part that also moves a saturated gate. reach: weight that keeps an open gate from saturating. balance: weight
-    against one store taking what the others then lack. margin: logits that the gate alone should keep clear of zero
-    and full strength. expected: weight of the expectation's likelihood.
+    budget: weight of the pressure on writes, raised over `budget_rise` updates at an accuracy above `learnt`. reach:
+    weight that keeps an open gate from saturating. balance: weight against one store taking what the others then lack.
+    margin: logits that the gate alone should keep clear of zero and of full strength. expected: weight of the
+    expectation's likelihood.
     """
 
-    memory_steps: int = 1800
-    gate_steps: int = 1500
-    cell_steps: int = 100
-    batch: int = 64
+    memory_steps: int = 1500
+    gate_steps: int = 1200
+    cell_steps: int = 80
+    batch: int = 48
     cell_batch: int = 32
     rate: float = 3e-3
     gate_rate: float = 1e-2
@@ -72,10 +72,9 @@ class Recipe:
     near_misses: float = 0.5
     densest: float = 0.8
     jittered: float = 0.85
-    budget: float = 0.3
+    budget: float = 0.15
     budget_rise: int = 200
     learnt: float = 0.9
-    pull: float = 0.5
     reach: float = 0.2
     balance: float = 0.02
     margin: float = 6.0
@@ -134,7 +133,7 @@ def train_memory_path(cell: Cell, recipe: Recipe, make: torch.Generator) -> None
         if accuracy > recipe.learnt:
             budget = min(budget + recipe.budget / recipe.budget_rise, recipe.budget)
         loss = _answers(got.y, drawn.labels) + recipe.balance * _imbalance(got.gate)
-        loss = loss + budget * _pressure(got.gate, recipe.pull) + recipe.reach * _beyond_reach(got.gate)
+        loss = loss + budget * _pressure(got.gate) + recipe.reach * _beyond_reach(got.gate)
         _update(optimizer, loss)
         schedule.step()
 
@@ -144,7 +143,7 @@ def sharpen_gate(cell: Cell, recipe: Recipe, make: torch.Generator) -> None:
 
     Nothing tells it which ones are right. A row on the wrong side resembles many on the right one, which take it along
     (pseudo-labels, Lee 2013). To be written, a row must have been taken before this stage, and must stay above a
-    threshold that rises as what is written gets its margin. One noise row in a hundred is let through before it, one
+    threshold that rises as what is written gets its margin, in the first quarter. One noise row in a hundred is let through before it, one
     in 100,000 after it.
     """
     optimizer, schedule = _adam([{"params": _gate(cell), "lr": recipe.rate}], recipe.gate_steps, WARM)
@@ -155,7 +154,7 @@ def sharpen_gate(cell: Cell, recipe: Recipe, make: torch.Generator) -> None:
         gate = write_gate(features, gates.weights())
         with torch.no_grad():
             taken = write_gate(features, before.weights()).logit > TAKEN
-            taken &= gate.logit > TAKEN + 0.5 * recipe.margin * step / recipe.gate_steps
+            taken &= gate.logit > TAKEN + (KEPT - TAKEN) * min(1.0, 4 * step / recipe.gate_steps)
         _update(optimizer, _short_of_margin(gate, taken, recipe.margin) + recipe.balance * _imbalance(gate))
         schedule.step()
 
@@ -225,9 +224,9 @@ def _accuracy(y: Tensor, labels: Tensor, opened: Tensor) -> float:
     return float(right[opened[:, 1] > 0].mean())
 
 
-def _pressure(gate: WriteGate, pull: float) -> Tensor:
+def _pressure(gate: WriteGate) -> Tensor:
     """What the budget weighs: how far the gate is from zero with some margin, over all rows alike."""
-    return pull * torch.mean(F.softplus(gate.logit + LOG_STRETCH + 1.0))
+    return torch.mean(F.softplus(gate.logit + LOG_STRETCH + 1.0))
 
 
 def _beyond_reach(gate: WriteGate) -> Tensor:
