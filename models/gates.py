@@ -53,16 +53,19 @@ def hard_sigmoid(logit: Tensor) -> Tensor:
     return torch.clamp(1.2 * torch.sigmoid(logit) - 0.1, min=0.0, max=1.0)
 
 
-def write_gate(features: Tensor, w: GateWeights, explore: Tensor | None = None) -> WriteGate:
+def write_gate(
+    features: Tensor, w: GateWeights, explore: Tensor | None = None, jitter: Tensor | None = None
+) -> WriteGate:
     """Gate of features [..., f]; the favoured store gets the whole strength, the others their share of it.
 
     explore [..., 1]: training only; where it is 1 the strength is at least one half, since a value that is never
-    written gets no gradient.
+    written gets no gradient. jitter [..., 1]: training only; it is added to the logit of the strength, so that a gate
+    that is half open for what matters loses half of it, and learns to decide (logistic noise, Louizos et al. 2018).
     """
     inner = F.silu(F.linear(torch.cat([features, features * features], dim=-1), w.inner, w.inner_bias))
     logits = F.linear(inner, w.write, w.write_bias)
     logit = logits.narrow(-1, 0, 1)
-    strength = hard_sigmoid(logit)
+    strength = hard_sigmoid(logit if jitter is None else logit + jitter)
     if explore is not None:
         strength = torch.maximum(strength, 0.5 * explore)
     shares = torch.softmax(logits.narrow(-1, 1, logits.shape[-1] - 1), dim=-1)

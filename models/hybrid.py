@@ -104,13 +104,14 @@ def content(
     config: CellConfig,
     explore: Tensor | None = None,
     opened: Tensor | None = None,
+    jitter: Tensor | None = None,
 ) -> Content:
     """Gates, keys, values and content queries of features [..., f], for any leading axes.
 
-    explore [..., 1]: see `write_gate`. opened [..., n]: a factor on the read gates of the n stores; 0 closes one, which
-    tells the memories apart in training and in a comparison.
+    explore, jitter [..., 1]: see `write_gate`. opened [..., n]: a factor on the read gates of the n stores; 0 closes
+    one, which tells the memories apart in training and in a comparison.
     """
-    gate = write_gate(features, w.gates, explore)
+    gate = write_gate(features, w.gates, explore, jitter)
     slots = None if w.slots is None else _address(features, w.slots, None)
     matrix = None if w.matrix is None else _address(features, w.matrix, config.sizes.heads)
     return Content(features, gate, slots, matrix, opened)

@@ -21,7 +21,7 @@ from odestream.models import memory
 from odestream.models.cell import Cell, Expected
 from odestream.models.config import CellConfig, Store
 from odestream.models.gates import WriteGate, read_gate
-from odestream.models.hybrid import Address, HybridWeights, content, query_of, surprised
+from odestream.models.hybrid import Address, Content, HybridWeights, content, query_of, surprised
 from odestream.models.observing import Inputs, look
 
 LEAST_FACTOR = 1e-6  # a keep factor below it counts as it, inside a logarithm
@@ -60,11 +60,12 @@ def recall_path(
     hidden: Tensor | None = None,
     explore: Tensor | None = None,
     opened: Tensor | None = None,
+    jitter: Tensor | None = None,
 ) -> Recalled:
     """Answers at the times `asked` of inputs [T, B, …], from memories that were empty at the start.
 
-    hidden [A, B, D] stands in for the hidden state at those times; zero unless given. explore [T, B, 1] and opened
-    [B, n]: see `content`. Surprise counts as average. For `classify` and `tokens`, and up to a few hundred times: the
+    hidden [A, B, D] stands in for the hidden state at those times; zero unless given. explore, jitter [T, B, 1] and
+    opened [B, n]: see `content`. Surprise counts as average. For `classify` and `tokens`, and up to a few hundred times: the
     cost grows with T².
     """
     w, config, at = cell.weights().memory, cell.config, torch.as_tensor(asked)
@@ -73,17 +74,15 @@ def recall_path(
     h = torch.zeros(len(at), batch, config.sizes.hidden) if hidden is None else hidden
     gate = read_gate(seen.features[at], h, w.gates)
     gate = gate if opened is None else gate * opened
-    story = _story(seen.features, seen.observed, inputs["dt"], explore, w, config)
+    said = content(seen.features, w, config, explore, jitter=jitter)
+    story = _story(said, seen.observed, inputs["dt"], w, config)
     by_store = _reads(story, _by_row(h), at, w, config)
     reads = torch.cat([_by_row(by_store[s]) * gate.narrow(-1, i, 1) for i, s in enumerate(config.stores)], -1)
     return Recalled(cell.answer(Expected(h, h, h, None), h, reads), story.gate)
 
 
-def _story(
-    features: Tensor, observed: Tensor, dt: Tensor, explore: Tensor | None, w: HybridWeights, config: CellConfig
-) -> _Story:
+def _story(said: Content, observed: Tensor, dt: Tensor, w: HybridWeights, config: CellConfig) -> _Story:
     """Everything that the content decides; arguments are [T, B, …]."""
-    said = content(features, w, config, explore)
     write = torch.where(observed, surprised(said.gate.write, torch.zeros_like(dt), w, config), 0.0)
     keep = torch.where(observed, torch.log(torch.clamp(said.gate.keep, min=LEAST_FACTOR)), 0.0)
     after = torch.cumsum(keep - w.decay_rate * dt, dim=0)

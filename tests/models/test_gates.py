@@ -42,6 +42,17 @@ def test_exploration_writes_at_least_half_where_it_is_asked_for() -> None:
     assert torch.equal(write.amax(-1), 0.5 * asked[:, 0])
 
 
+def test_jitter_moves_the_strength_and_leaves_the_logit_that_a_budget_weighs() -> None:
+    config = tiny_config("classify")
+    gates = Gates(config)
+    features, jitter = torch.randn(6, config.feature_width), torch.tensor([[-9.0], [0.0], [0.5], [1.0], [2.0], [9.0]])
+    plain, moved = write_gate(features, gates.weights()), write_gate(features, gates.weights(), jitter=jitter)
+    assert torch.equal(plain.logit, moved.logit)
+    torch.testing.assert_close(moved.write.amax(-1, keepdim=True), hard_sigmoid(plain.logit + jitter))
+    assert moved.write[0].max() == 0
+    assert moved.write[-1].max() == 1
+
+
 def test_surprise_statistics_converge_to_the_streams_mean_and_variance() -> None:
     make = torch.Generator().manual_seed(0)
     state, zetas = torch.tensor([SURPRISE_START]).repeat(256, 1), []
