@@ -109,6 +109,14 @@ def test_any_kind_of_model_can_be_stepped_together(tiny: Tiny, tmp_path: Path) -
             assert all(close(a, s.step(row, i * SECOND)) for a, s, row in zip(answers, alone, x, strict=True))
 
 
+def test_tokens_may_be_batched_without_times(tmp_path: Path) -> None:
+    with load(write_tiny(tmp_path / "b", Tiny(tokens=True))) as model:
+        together, alone = ([model.stream() for _ in range(3)] for _ in range(2))
+        for tokens in ([1, 2, 3], [4, 5, 6]):
+            answers = Batcher(model).step(together, np.array(tokens))
+            assert all(close(a, s.step(token)) for a, s, token in zip(answers, alone, tokens, strict=True))
+
+
 def test_rows_of_one_bucket_are_one_call_and_so_are_their_reruns(adaptive: Model, calls: list[tuple[int, str]]) -> None:
     streams = [after(adaptive, size) for size in [QUIET] * 5 + [BURST] * 3]
     calls.clear()

@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from odestream.runtime import GapError, InputError, Model, OdestreamError, Output, SnapshotError, TimeError, load
+from odestream.runtime import (
+    GapError,
+    InputError,
+    Model,
+    OdestreamError,
+    Output,
+    SessionBusy,
+    SnapshotError,
+    TimeError,
+    load,
+)
 from odestream.runtime.fleet import Fleet, Observation
 from odestream.runtime.history import STRIDE
 from odestream.runtime.policies import Policies
@@ -286,6 +296,22 @@ def test_streams_that_ended_are_summed_up_by_name(tmp_path: Path) -> None:
         assert list(fleet.ended) == ["b"]
         fleet.forget()
         assert fleet.ended == {}
+
+
+def test_only_streams_without_rows_for_so_long_are_idle(model: Model) -> None:
+    fleet = Fleet(model)
+    fleet.step([Observation(name, [1, 2, 3], 0) for name in "ab"])
+    assert fleet.evict_idle(60) == []
+    fleet._members["a"].used -= 61
+    assert fleet.evict_idle(60) == ["a"]
+    assert (fleet.awake, fleet.names) == (["b"], ["b", "a"])
+
+
+def test_a_closed_fleet_s_streams_take_no_more_rows(model: Model) -> None:
+    fleet = Fleet(model)
+    one(fleet, [1, 2, 3], 0)
+    fleet.close()
+    assert isinstance(error(fleet, [1, 2, 3], SECOND), SessionBusy)
 
 
 def test_values_that_were_held_are_filled_in_only_where_they_are_to_be_held(model: Model) -> None:

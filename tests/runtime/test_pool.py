@@ -96,6 +96,28 @@ def test_a_busy_stream_does_not_hold_up_the_others_and_keeps_its_order(model: Mo
     pool.close()
 
 
+def test_a_row_waits_for_others_until_the_call_is_full_or_its_wait_is_over(model: Model) -> None:
+    fleet = Gate(model, largest=2)
+    fleet.open.set()
+    with Pool(fleet, wait_us=20e6) as pool:
+        first = pool.submit("a", [1, 2, 3], 0)
+        assert not fleet.inside.wait(0.05), "it waits for another"
+        second = pool.submit("b", [1, 2, 3], 0)
+        assert isinstance(first.result(10), Output)
+        assert isinstance(second.result(10), Output)
+    assert fleet.calls == [["a", "b"]]
+
+
+def test_a_pool_without_rows_is_drained(model: Model) -> None:
+    with Pool(Fleet(model)) as pool:
+        for _ in range(2):
+            thread = threading.Thread(target=pool.drain, daemon=True)
+            thread.start()
+            thread.join(10)
+            assert not thread.is_alive()
+            pool.step("a", [1, 2, 3], 0 if not pool._fleet.names else SECOND)
+
+
 def test_a_full_pool_holds_callers_up_and_then_refuses(model: Model) -> None:
     fleet = Gate(model)
     pool = Pool(fleet, most=2)
@@ -155,7 +177,7 @@ def test_idle_streams_are_put_away_and_come_back(model: Model) -> None:
     with Pool(fleet, idle=0.02) as pool:
         before = pool.step("a", [1, 2, 3], 0)
         deadline = threading.Event()
-        for _ in range(500):
+        for _ in range(300):  # it looks four times in that time, not every few seconds
             if not fleet._members:
                 break
             deadline.wait(0.01)

@@ -98,6 +98,13 @@ def test_steps_equals_one_by_one_bit_for_bit(model: Model) -> None:
     assert many.steps([], []) == []
 
 
+def test_steps_of_tokens_need_no_times(tmp_path: Path) -> None:
+    with load(write_tiny(tmp_path / "b", Tiny(tokens=True))) as model:
+        many, single = model.stream(), model.stream()
+        assert all(same(a, single.step(token)) for a, token in zip(many.steps([3, 1, 2]), [3, 1, 2], strict=True))
+        assert many.last_tick == single.last_tick
+
+
 @given(gaps=st.lists(st.integers(0, 20 * SECOND), max_size=4), seed=st.integers(0, 5))
 def test_predict_agrees_with_a_masked_step_and_leaves_the_stream_unchanged(
     model: Model, gaps: list[int], seed: int
