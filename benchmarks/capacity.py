@@ -45,7 +45,8 @@ TRIAL_SEED = 100  # learning rates are chosen on it; figures are of other seeds
 class Part:
     """One task for some models. of_width: the task, by the width of the gated DeltaNet's matrix.
 
-    longer: factor on the training steps. rates_of: the part whose learning rates it takes over.
+    longer: factor on the training steps. rates_of: the part that learning rates are taken from, for models that are in
+    it.
     """
 
     budgets: tuple[int, ...]
@@ -68,7 +69,10 @@ def _rewritten(width: int) -> Pairs:
 
 PARTS = {
     "reach": Part(
-        (4096,), tuple(n for n in CONTENDERS if n not in (WIDE, CEILING)), lambda _: Reach((0, 16, 64, 256, 1024), 64)
+        (4096,),
+        tuple(name for name in CONTENDERS if name not in (WIDE, CEILING)),
+        lambda _: Reach((0, 16, 64, 256, 1024), 64),
+        rates_of="pairs",
     ),
     "pairs": Part((2048, 4096), (OURS, SQUARE, WIDE, "linear-attention", CEILING), _pairs),
     "rewritten": Part((4096,), (OURS, SQUARE, WIDE), _rewritten, rates_of="pairs"),
@@ -88,8 +92,8 @@ class Plan:
     models: tuple[str, ...] = tuple(CONTENDERS)
 
 
-FULL = Plan(Schedule(steps=600, cell_steps=40, batch=32), 3, 64, (3e-3, 1e-2))
-QUICK = Plan(Schedule(steps=3, cell_steps=1, batch=4), 1, 4, (3e-3, 1e-2))
+FULL = Plan(Schedule(steps=600, cell_steps=40, batch=32), 3, 64, (3e-3, 6e-3))
+QUICK = Plan(Schedule(steps=3, cell_steps=1, batch=4), 1, 4, (3e-3, 6e-3))
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def measure(plan: Plan, sweep: Sweep) -> dict[str, Any]:
         for name in plan.tasks
         for budget in PARTS[name].budgets
         for model in PARTS[name].models
-        if model in plan.models
+        if model in plan.models and (model != CEILING or budget == max(PARTS[name].budgets))
     ]
     tuned = {_tuned_at(setting) for setting in settings}
     trainings = len(tuned) * len(plan.rates) + len(settings) * plan.seeds
@@ -148,10 +152,10 @@ def task_of(setting: Setting) -> Task:
 
 
 def _tuned_at(setting: Setting) -> Setting:
-    """Where a model's learning rate is chosen: at the middle size of the part that says so."""
-    name = PARTS[setting.part].rates_of or setting.part
-    budgets = PARTS[name].budgets
-    return Setting(name, budgets[len(budgets) // 2], setting.model)
+    """Where a model's learning rate is chosen: at the largest size of the part that says so."""
+    other = PARTS[setting.part].rates_of
+    name = other if other and setting.model in PARTS[other].models else setting.part
+    return Setting(name, max(PARTS[name].budgets), setting.model)
 
 
 def _best_rate(setting: Setting, plan: Plan, point: Callable[[Setting, float, int], dict[str, Any]]) -> float:

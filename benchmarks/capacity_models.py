@@ -11,11 +11,12 @@ import torch
 
 from capacity_task import VALUES
 from odestream.models.baselines import Baseline, Frame, Sizes, footprint, matched
+from odestream.models.baselines.attention import Attention
 from odestream.models.baselines.cfc import CfcSizes
 from odestream.models.baselines.diagonal_ssm import DiagonalSsmSizes
 from odestream.models.baselines.full_attention import FullAttentionSizes
 from odestream.models.baselines.gated_deltanet import DeltaMixer, GatedDeltaNetSizes
-from odestream.models.baselines.linear_attention import LinearAttentionSizes
+from odestream.models.baselines.linear_attention import LinearAttentionSizes, LinearMixer
 from odestream.models.baselines.sliding_window import SlidingWindowSizes
 from odestream.models.cell import Cell
 from odestream.models.config import CellConfig
@@ -85,9 +86,9 @@ def build(name: str, budget: int) -> Model:
         return cell
     it, frame, parameters = CONTENDERS[name], Frame.of(cell.config), footprint(cell).parameters
     if not callable(it.sizes):
-        return matched(it.kind, frame, parameters, it.sizes)
+        return _given_a_start(matched(it.kind, frame, parameters, it.sizes))
     grown = it.sizes
-    return _slow_to_forget(_largest(lambda n: matched(it.kind, frame, parameters, grown(n)), budget))
+    return _given_a_start(_largest(lambda n: matched(it.kind, frame, parameters, grown(n)), budget))
 
 
 def configuration(budget: int) -> CellConfig:
@@ -125,14 +126,20 @@ def _largest(made: Callable[[int], Baseline], budget: int) -> Baseline:
 
 
 @torch.no_grad()
-def _slow_to_forget(model: Baseline) -> Baseline:
-    """A gated DeltaNet that forgets slowly at first.
+def _given_a_start(model: Baseline) -> Baseline:
+    """Queries equal to keys, as ours begin, and a gated DeltaNet that forgets slowly at first.
 
-    Its published first weights suit many heads of different patience; a single one may start by losing a fifth of its
-    matrix at every row, and then learns nothing in the steps that there are.
+    Without the one, recall is found late or never in the steps that there are. The published first decays suit many
+    heads of different patience: a single one may start by losing a fifth of its matrix at every row.
     """
-    for mixer in model.modules():
-        if isinstance(mixer, DeltaMixer):
-            mixer.log_rate.zero_()
-            mixer.offset.fill_(math.log(math.expm1(SLOWEST)))
+    for part in model.modules():
+        if isinstance(part, DeltaMixer):
+            part.project.weight[: part.widths[0]] = part.project.weight[part.widths[0] : 2 * part.widths[0]]
+            part.log_rate.zero_()
+            part.offset.fill_(math.log(math.expm1(SLOWEST)))
+        elif isinstance(part, LinearMixer):
+            part.query.weight.copy_(part.key.weight)
+        elif isinstance(part, Attention):
+            query, key, _ = part.project.weight.chunk(3)
+            query.copy_(key)
     return model

@@ -31,7 +31,7 @@ LEARNT = 0.5  # error below which the pressure on writes is raised
 GATE_RATE = 3.0  # × the learning rate
 EXPLORED = 0.05  # share of rows that are written at half strength at least, in the first half
 GROWN = 0.4  # share of the training after which sequences have their full length
-WARM = 0.05
+WARM = 0.1
 PASSED = 32  # noise rows whose state is passed on, at most
 PIECE = 128  # rows of a sequence that are tried at once
 
@@ -77,7 +77,7 @@ def _train_rival(model: Baseline, task: Task, schedule: Schedule, rate: float, m
         state = _passed(model, schedule.batch, make) if task.noisy else None
         return F.mse_loss(model(drawn.rows.inputs(), state).y[drawn.asked.start :], drawn.wanted)
 
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
     _descend(optimizer, _drawn(task, schedule.steps, schedule.batch, make), schedule.steps, loss)
 
 
@@ -97,7 +97,7 @@ def _train_memory_path(model: Cell, task: Task, schedule: Schedule, rate: float,
     )
     others = [p for p in model.parameters() if all(p is not q for q in (*sharpness, *gate))]
     rates = ((others, 1.0), (gate, GATE_RATE), (sharpness, SHARPNESS_RATE))
-    optimizer = torch.optim.Adam([{"params": group, "lr": factor * rate} for group, factor in rates])
+    optimizer = torch.optim.Adam([{"params": group, "lr": factor * rate} for group, factor in rates], fused=True)
     _descend(optimizer, _drawn(task, steps, schedule.batch, make), steps, loss)
 
 
@@ -109,7 +109,7 @@ def _train_cell(model: Cell, task: Task, schedule: Schedule, make: torch.Generat
         got = unroll(model, drawn.rows.inputs(), model.initial_state(schedule.batch))
         return F.mse_loss(got.y[drawn.asked.start :], drawn.wanted)
 
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=CELL_RATE)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=CELL_RATE, fused=True)
     short = (task.draw(schedule.batch, SHORT, make) for _ in range(schedule.cell_steps))
     _descend(optimizer, short, schedule.cell_steps, loss, model.constrain)
 
