@@ -1,10 +1,10 @@
 """Does every part of our cell pay on irregular series?
 
 The cell of irregular.py, trained and asked as there on damped oscillators, whole and with one part off: each memory,
-each gate, the reads of all memories, the flow, and all that it knows of the time between rows; time features on the
-CO2 record, the only one here with a season. Beside it what the trainer's thinned copies of each stream, which
-irregular.py does without, do for it and for GRU-Δt. Falsified for a part where the cell without it errs no more: in the
-median of the seeds, over all rates.
+each gate, the reads of all memories, the flow, all that it knows of the time between rows, and the level that a
+stationary record comes back to; time features on the CO2 record, the only one here with a season. Beside it what the
+trainer's thinned copies of each stream, which irregular.py does without, do for it and for GRU-Δt. Falsified for a part
+where the cell without it errs no more: in the median of the seeds, over all rates.
 
     python benchmarks/ablations.py            three seeds, ten minutes on one quiet core
     python benchmarks/ablations.py --quick    a few steps of small models; its figures mean nothing
@@ -46,6 +46,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
 PARTS: dict[str, dict[str, Any]] = {
     **{name: {"without": parts} for name, parts in SWITCHES.items()},
     **{f"no {store} memory": {"stores": tuple(s for s in STORES if s != store)} for store in STORES},
+    "no level": {"stationary": False},
     "no time features": {"frequencies": ()},
 }
 COPIES = "thinned copies"

@@ -16,7 +16,7 @@ from odestream.models.config import CellConfig, Sizes
 from odestream.models.data import Dataset, centre_and_scale
 from odestream.models.distributed import World
 from odestream.models.model import Model
-from odestream.models.train import AVERAGES, FORECAST_CHUNK, FORECAST_LANES, LABEL_CHUNK, LABEL_LANES
+from odestream.models.train import ANCHOR, AVERAGES, FORECAST_CHUNK, FORECAST_LANES, LABEL_CHUNK, LABEL_LANES
 from odestream.models.training.forecast import ForecastRecipe
 from odestream.models.training.labels import classify_recipe
 from odestream.models.training.loop import Budget, Trainer
@@ -37,6 +37,7 @@ MEDIAN_GAPS = (3, 12)  # horizons that validation asks for: two of the test's, i
 def build(name: str, data: Dataset, sizes: Sizes = SIZES, **changes: Any) -> Model:
     """Our cell, or the rival called `name` with as many parameters. changes: of the cell's configuration."""
     centre, scale = centre_and_scale(data)
+    stationary = not data.task.labels and not data.time.frequencies  # CO2 rises
     plain = CellConfig(
         "classify" if data.task.labels else "forecast",
         len(data.task.inputs),
@@ -44,7 +45,8 @@ def build(name: str, data: Dataset, sizes: Sizes = SIZES, **changes: Any) -> Mod
         scale,
         centre,
         outputs=len(data.task.labels),
-        averages=() if data.task.labels else AVERAGES,
+        averages=() if data.task.labels else (*AVERAGES, ANCHOR) if stationary else AVERAGES,
+        stationary=stationary,
         frequencies=data.time.frequencies,
     )
     return equal(name, plain, **changes)

@@ -168,7 +168,7 @@ def report(result: Mapping[str, Any]) -> str:
             f"Median of {len(result['seeds'])} seeds (lowest – highest), a small tier for two cores; a seed draws "
             f"streams and weights. Steps: {steps}. {min(sizes):,} to {max(sizes):,} parameters. Learning rates: "
             f"{rates}. Oscillators: mean absolute error at 1 to 8 mean gaps ahead, in deviations of the known family; "
-            "periods are 12 to 48 s in the known family, 6 to 12 in the new one. An untied residual net is not among "
+            "periods are 20 to 60 s in the known family, 10 to 20 in the new one. An untied residual net is not among "
             "the rivals.",
             markdown_table(columns, rows),
             markdown_table([f"**{DIGITS}**, accuracy on {result['test_digits']:,}", f"{A_CLASS} of each"], digit_rows),

@@ -16,7 +16,7 @@ from odestream.models.data import Dataset, Part, load_table
 from odestream.runtime.contract.manifest import TaskSpec
 from odestream.runtime.table import Series
 
-KNOWN, NEW = (12.0, 48.0), (6.0, 12.0)  # periods, s
+KNOWN, NEW = (20.0, 60.0), (10.0, 20.0)  # periods, s
 A_CLASS = 10  # digits to train on, and as many to choose the learning rate on
 
 

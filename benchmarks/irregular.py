@@ -159,8 +159,9 @@ def report(result: Mapping[str, Any]) -> str:
             "(lowest – highest), a small tier for two cores. A seed draws streams and weights. "
             f"{result['streams']} training streams of 96 rows, {result['training_steps']} training steps, "
             f"{least:,} to {most:,} parameters. Learning rates, chosen on validation streams of "
-            f"{next(iter(result['errors']))}: {rates}. Sunspots, of which there are 309, are left out: a quarter of "
-            "them is too few to train on.",
+            f"{next(iter(result['errors']))}: {rates}. The families are trained as stationary records "
+            "(`--stationary`), CO₂ is not. Sunspots, of which there are 309, are left out: a quarter of them is too "
+            "few to train on.",
             *(table(kind, models) for kind, models in result["errors"].items()),
             circumstances_text(),
             "![Error over the rate of rows](figures/irregular.png)",

@@ -1,7 +1,8 @@
 """Series at irregular times, of which the truth is known whenever it is asked for.
 
 Families of damped oscillators, chirps, Lotka-Volterra and Lorenz orbits: each stream has its own parameters, a Poisson
-process says when it is observed, and each channel misses its own share of the rows. Beside them the weekly CO2 record,
+process says when it is observed, and each channel misses its own share of the rows. At the lowest rate a channel still
+comes twice in the shortest period, on average. Beside them the weekly CO2 record,
 thinned at random. All are trained on at one rate and tested at others: the same orbits, the same questions, other rows.
 """
 
@@ -119,7 +120,7 @@ def ask(truths: Sequence[Truth]) -> Questions:
 
 def oscillator(random: np.random.Generator) -> Truth:
     """Four mixtures of two damped oscillations."""
-    return damped(random, (12.0, 48.0))
+    return damped(random, (20.0, 60.0))
 
 
 def damped(random: np.random.Generator, periods: tuple[float, float]) -> Truth:
@@ -139,7 +140,7 @@ def damped(random: np.random.Generator, periods: tuple[float, float]) -> Truth:
 
 def chirp(random: np.random.Generator) -> Truth:
     """Three phases and heights of one tone whose frequency moves steadily, up or down."""
-    first, last = random.permutation([1 / random.uniform(30.0, 60.0), 1 / random.uniform(10.0, 15.0)])
+    first, last = random.permutation([1 / random.uniform(50.0, 80.0), 1 / random.uniform(20.0, 25.0)])
     height, angle = random.uniform(0.5, 1.5, 3), random.uniform(0, 2 * np.pi, 3)
 
     def at(times: Floats) -> Floats:
@@ -153,7 +154,7 @@ def chirp(random: np.random.Generator) -> Truth:
 
 def lotka_volterra(random: np.random.Generator) -> Truth:
     """Prey and predators about the equilibrium (1, 1)."""
-    grow, die = 2 * np.pi / random.uniform(15.0, 35.0, 2)
+    grow, die = 2 * np.pi / random.uniform(25.0, 50.0, 2)
 
     def field(_: float, state: Floats) -> list[float]:
         prey, hunter = state
@@ -163,12 +164,12 @@ def lotka_volterra(random: np.random.Generator) -> Truth:
 
 
 def lorenz(random: np.random.Generator) -> Truth:
-    """An orbit on the attractor, tenfold smaller; a second is a 25th of the equations' unit, in which errors grow
+    """An orbit on the attractor, tenfold smaller; a second is a 40th of the equations' unit, in which errors grow
     e-fold in about one."""
 
     def field(_: float, state: Floats) -> list[float]:
         x, y, z = 10 * state
-        return [0.04 * 0.1 * f for f in (10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z)]
+        return [0.025 * 0.1 * f for f in (10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z)]
 
     begin = random.normal(0, 1, 3) + np.array([0.0, 0.0, 2.5])
     settled = solve_ivp(field, (0.0, 500.0), begin, method="LSODA", rtol=1e-6, atol=1e-6).y[:, -1]

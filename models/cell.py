@@ -106,7 +106,8 @@ class Cell(nn.Module):
         ]
         members = [StateSpec("h", (c.sizes.hidden,)), StateSpec("u", (c.sizes.hidden,)), StateSpec("ua", (1,))]
         members += [StateSpec("st", (3,), SURPRISE_START)]
-        members += [StateSpec("norm", (c.channels, 3 + len(c.averages)))] if c.averages else []
+        norm = StateSpec("norm", (c.channels, 3 + len(c.averages)), normalise.start(len(c.averages), c.stationary))
+        members += [norm] if c.averages else []
         return StepSpec(tuple(inputs), tuple(outputs), (*members, *memory_spec(c)))
 
     def initial_state(self, batch: int) -> State:

@@ -38,6 +38,7 @@ class Settings(Record, frozen=True):
     epochs: the budget, the other is None. solver: a tableau's name, or `odeint:METHOD` or `odeint_adjoint:METHOD`,
     which integrated the flow in training. consistency, kinetic, jacobian: weights of what was asked of the flow, see
     `training.regularity`. without: memories, time features and other parts of the cell that were left out.
+    stationary: whether the inputs of a forecast were said to come back to their mean.
     """
 
     preset: str = "nano"
@@ -54,6 +55,7 @@ class Settings(Record, frozen=True):
     kinetic: float = 0.0
     jacobian: float = 0.0
     without: tuple[str, ...] = ()
+    stationary: bool = False
 
 
 class DataInfo(Record, frozen=True):

@@ -51,6 +51,9 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the first weights, the batches and the splits.")] = DEFAULTS.seed,
     time_unit: Annotated[str, typer.Option(help="Of a time column of numbers: ns us ms s min h day week year.")] = "s",
     period: Annotated[float | None, typer.Option(help="Season, in the time column's units; days for dates.")] = None,
+    stationary: Annotated[
+        bool, typer.Option("--stationary", help="Forecast inputs come back to their mean: no trend.")
+    ] = False,
     horizons: Annotated[str, typer.Option(metavar="N,N", help="Forecast horizons, in median gaps.")] = "1,4,13,26",
     test_fraction: Annotated[float, typer.Option(help="Share that is never trained on.")] = DEFAULTS.test_fraction,
     consistency: Annotated[
@@ -90,6 +93,7 @@ def train(
         kinetic=kinetic,
         jacobian=jacobian,
         without=_names(without),
+        stationary=stationary,
     )
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # the matrices are small: a second thread waits for the first more than it helps

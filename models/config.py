@@ -14,6 +14,7 @@ Store = Literal["working", "longterm", "episodic"]
 STORES: tuple[Store, ...] = ("working", "longterm", "episodic")
 Part = Literal["write-gate", "read-gate", "forget-gate", "reads", "flow", "drive", "elapsed"]
 PARTS: tuple[Part, ...] = ("write-gate", "read-gate", "forget-gate", "reads", "flow", "drive", "elapsed")
+SWITCHES = ("without", "stationary")  # of a configuration, which older ones do not know
 VOCABULARY = 256  # tokens are UTF-8 bytes
 BUCKETS = (1, 2, 4, 8, 16)  # solver steps that a model is trained for and judged with
 
@@ -62,6 +63,7 @@ class CellConfig:
     scale, centre: per channel, from the training part, in the channel's units.
     averages: time constants of the running averages, in model units; empty: channels are normalised by
     `(x − centre)/scale` alone and the state has no `norm`.
+    stationary: whether the channels come back to `centre`: see `normalise.start`.
     frequencies: of the time features, in rad per model unit; may be empty.
     stores: the memories that exist. surprise_gate: whether surprise takes part in the episodic write.
     without: what is switched off, see `models.ablation`.
@@ -76,6 +78,7 @@ class CellConfig:
     centre: tuple[float, ...]
     outputs: int = 0
     averages: tuple[float, ...] = ()
+    stationary: bool = False
     frequencies: tuple[float, ...] = ()
     stores: tuple[Store, ...] = STORES
     surprise_gate: bool = False
@@ -131,8 +134,8 @@ class CellConfig:
         return sum(widths[store] for store in self.stores)
 
     def to_dict(self) -> dict[str, object]:
-        """As plain JSON values; `from_dict` reads it back. A whole cell's are those of versions without switches."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key != "without" or value}
+        """As plain JSON values; `from_dict` reads it back. What is off is left out, as in versions without it."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in SWITCHES or value}
 
     @staticmethod
     def from_dict(data: dict[str, object]) -> CellConfig:

@@ -30,6 +30,15 @@ class Running(NamedTuple):
     averages: Tensor
 
 
+def start(averages: int, stationary: bool) -> tuple[float, ...]:
+    """A new stream's `norm`, each channel alike: nothing was seen yet; or, of a stationary record, its centre just now.
+
+    Averages then set out from the centre, and the longest of them stays about there: what is normalised by it tells how
+    far a value is from where the record comes back to.
+    """
+    return (0.0, 0.0, 1.0, *[0.0] * averages) if stationary else (0.0,)
+
+
 def unpack(norm: Tensor) -> Running:
     """Split `norm` [B, X, J+3]."""
     parts = [norm.narrow(-1, i, 1).squeeze(-1) for i in range(3)]

@@ -46,6 +46,7 @@ from odestream.runtime.errors import InputError, PathError
 
 CURVE_FILE = "curve.png"
 AVERAGES = (0.5, 2.0, 8.0, 32.0)  # model units: 5 to 320 median gaps
+ANCHOR = 1e4  # of one more, for a stationary record: it stays about the centre where it begins
 DEFAULT_MINUTES = {"nano": 1.5, "small": 6.0, "base": 30.0}
 DEPLOYED_METHOD = "bosh32"  # where torchdiffeq integrated the flow in training
 OF_THE_CELL = ("solver", "consistency", "kinetic", "jacobian", "without")
@@ -137,7 +138,8 @@ def budget(settings: Settings, recipe: Recipe) -> Budget:
 
 
 def _plan_forecast(data: Dataset, settings: Settings, world: World) -> Plan:
-    cell = make_model(settings.model, _config(data.task, data.time, settings, centre_and_scale(data), AVERAGES))
+    averages = (*AVERAGES, ANCHOR) if settings.stationary else AVERAGES
+    cell = make_model(settings.model, _config(data.task, data.time, settings, centre_and_scale(data), averages))
     lanes = _lanes(FORECAST_LANES, world)
     recipe = ForecastRecipe(cell, data, settings, lanes, FORECAST_CHUNK, Solving.of(settings))
 
@@ -198,6 +200,7 @@ def _config(
         scale=centre_scale[1],
         outputs=len(task.labels),
         averages=averages,
+        stationary=settings.stationary and bool(averages),
         frequencies=time.frequencies,
         stores=tuple(store for store in STORES if store not in settings.without),
         without=tuple(part for part in PARTS if part in settings.without),

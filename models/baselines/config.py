@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from odestream.models.config import VOCABULARY, CellConfig, Task
+from odestream.models.config import SWITCHES, VOCABULARY, CellConfig, Task
 from odestream.runtime.errors import InputError
 
 
@@ -23,6 +23,7 @@ class Frame:
     head: int
     outputs: int = 0
     averages: tuple[float, ...] = ()
+    stationary: bool = False
     frequencies: tuple[float, ...] = ()
     age_limit: float = 1000.0
 
@@ -98,8 +99,9 @@ class BaselineConfig:
         return self.frame.age_limit
 
     def to_dict(self) -> dict[str, object]:
-        """As plain JSON values; `from_dict` reads it back."""
-        return dataclasses.asdict(self)
+        """As plain JSON values; `from_dict` reads it back. What is off is left out, as in versions without it."""
+        frame = {key: value for key, value in dataclasses.asdict(self.frame).items() if key not in SWITCHES or value}
+        return {"frame": frame, "sizes": dataclasses.asdict(self.sizes)}
 
     @staticmethod
     def from_dict(data: dict[str, object], sizes: type[Sizes]) -> BaselineConfig:

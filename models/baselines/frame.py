@@ -136,7 +136,8 @@ class Baseline(nn.Module, ABC):
         inputs = [x, TensorSpec("mask", (f.channels,)), TensorSpec("dt", (1,))]
         inputs += [TensorSpec("phase", (features,))] if features else []
         members = [StateSpec("h", (self.config.sizes.width,)), StateSpec("ua", (1,))]
-        members += [StateSpec("norm", (f.channels, 3 + len(f.averages)))] if f.averages else []
+        norm = StateSpec("norm", (f.channels, 3 + len(f.averages)), normalise.start(len(f.averages), f.stationary))
+        members += [norm] if f.averages else []
         outputs = (TensorSpec("y", (f.output_width,)),)
         return StepSpec(tuple(inputs), outputs, (*members, *self.members()))
 

@@ -66,7 +66,7 @@ def test_orbits_follow_their_equations() -> None:
     a, b = prey - np.log(prey), hunter - np.log(hunter)
     assert np.corrcoef(a, b)[0, 1] == pytest.approx(-1, abs=1e-6)
     x, y, z = 10 * irregular_data.lorenz(np.random.default_rng(1))(times).T
-    speed = np.gradient(x, 0.04 * times, edge_order=2)
+    speed = np.gradient(x, 0.025 * times, edge_order=2)
     np.testing.assert_allclose(speed[1:-1], (10 * (y - x))[1:-1], atol=0.02 * np.abs(speed).max())
     assert z.min() > 0
     damped = irregular_data.damped(np.random.default_rng(2), (20.0, 20.0001))(times)

@@ -101,6 +101,12 @@ def test_any_sizes_agree(sizes: Sizes, channels: int, batch: int) -> None:
     agrees(cell, "2", batch, length=5)
 
 
+def test_a_stationary_record_starts_at_its_centre_on_native_too() -> None:
+    cell = random_cell(tiny_config(stationary=True, averages=(1.0, 1e4)))
+    chain = differences(cell, bind(memory_bundle(cell), 3), random_inputs(cell.config, 30, 3), "4", chained=True)
+    assert max(chain.values()) <= 1.0, chain
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_stored_chains_of_a_bundle_replay_on_native(task: Task, exported: Exported) -> None:
     _, bundle = exported(task)

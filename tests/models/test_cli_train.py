@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from odestream.models import config as config_module
-from odestream.models.checkpoint import load_checkpoint
+from odestream.models.checkpoint import load_checkpoint, load_model
 from odestream.models.cli import task_of
 from odestream.runtime.cli import main
 from odestream.runtime.errors import InputError
@@ -32,6 +32,16 @@ def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     return seasonal_csv(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("model", ["cell", "gru"])
+def test_a_stationary_record_gets_an_average_that_stays_at_its_centre(table: Path, tmp_path: Path, model: str) -> None:
+    arguments = ["train", str(table), "--time", "time", "--model", model, "--out", str(tmp_path / "run"), *QUICK]
+    assert main([*arguments, "--stationary"]) == 0
+    trained, info = load_model(tmp_path / "run")
+    assert info.settings.stationary
+    assert trained.averages[-1] == 1e4
+    assert trained.initial_state(1)["norm"][0, 0].tolist() == [0.0, 0.0, 1.0, *[0.0] * len(trained.averages)]
 
 
 def test_a_table_becomes_a_run(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

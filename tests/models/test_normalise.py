@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odestream.models import normalise
+from odestream.models.baselines import Frame, make
+from odestream.models.baselines.config import BaselineConfig
+from odestream.models.cell import Cell
+from odestream.models.config import CellConfig
 from odestream.models.normalise import Running, Scaling
+from odestream.models.observing import look
+from tests.helpers.problems import tiny_config
+from tests.helpers.sequences import random_cell, random_inputs
 
 
 @given(st.floats(0, 60))
@@ -50,3 +57,38 @@ def test_missing_channels_and_first_observations_show_nothing_but_their_mask() -
     x = torch.tensor([[1e30, 7.0]])
     hidden = normalise.running_features(before, x, torch.tensor([[0.0, 1.0]]), scaling)
     assert hidden.tolist() == [[0.0, 0.0, 0.0, 0.0, 0.0, 1.0]]
+
+
+def test_a_new_stream_of_a_stationary_record_is_expected_at_the_centre_and_its_long_average_stays_there() -> None:
+    cell = Cell(tiny_config(stationary=True, averages=(1.0, 1e4))).eval()
+    first = {"x": torch.tensor([[353.0, -1.0]]), "mask": torch.ones(1, 2), "dt": torch.zeros(1, 1)}
+    inputs = {**first, "phase": torch.zeros(1, 4)}
+    with torch.no_grad():
+        outputs, state = cell.step(inputs, cell.initial_state(1))
+        seen = cell.observe(inputs, cell.initial_state(1)).features
+        for _ in range(50):
+            _, state = cell.step({**inputs, "dt": torch.full((1, 1), 0.1)}, state)
+    assert outputs["y"][0, :2].tolist() == [350.0, -2.0]
+    torch.testing.assert_close(seen[0, :2], torch.tensor([2.0, 2.0]))  # (x − centre)/scale, as if compared with it
+    averages = normalise.unpack(state["norm"]).averages[0]
+    torch.testing.assert_close(averages[:, 0], torch.tensor([3.0, 1.0]), rtol=0.01, atol=0)
+    assert averages[:, 1].abs().max() < 0.002
+
+
+def test_a_stationary_record_hears_where_it_is_and_any_other_only_how_it_moves() -> None:
+    for stationary in (False, True):
+        cell = random_cell(tiny_config(stationary=stationary, averages=(1.0, 1e4), centre=(0.0, 0.0)))
+        inputs, state = random_inputs(cell.config, 8, 2), cell.initial_state(2)
+        here, there = (look(cell, {**inputs, "x": inputs["x"] + by}, state).features for by in (0.0, 4.0))
+        assert torch.allclose(here, there, atol=1e-4) != stationary
+
+
+def test_what_is_not_stationary_is_written_down_as_before_there_was_such_a_thing() -> None:
+    plain, config = tiny_config(), tiny_config(stationary=True)
+    assert "stationary" not in plain.to_dict()
+    assert CellConfig.from_dict(config.to_dict()) == config
+    for own in (plain, config):
+        rival = make("gru", Frame.of(own))
+        written = rival.config.to_dict()
+        assert BaselineConfig.from_dict(written, rival.sizes_type) == rival.config
+        assert ("stationary" in written["frame"]) == own.stationary  # type: ignore[operator]
