@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from odestream.runtime.backends.native import NativeModel
 
 FLOAT32, BOOL = np.dtype(np.float32), np.dtype(np.bool_)
+_FLOATS = {float}
 _MOST = (1 << 64) - 1  # of a uint64
 _MOST_CALLS = (1 << 31) - 1  # of an int32
 _RESULT = struct.Struct("=d4i")  # of an odestream_output, after its two pointers
@@ -70,6 +71,7 @@ class NativeCore:
         self.x, self.mask = inputs["x"].reshape(-1), aligned(self._checked_mask.shape, np.float32)
         self._x_at, self._mask_at = self.x.ctypes.data, self.mask.ctypes.data
         self._shape = None if self._intake.takes_tokens else self._intake.shape
+        self._pack = struct.Struct(f"{self.x.size}f").pack_into
         self._gaps = GapRule(manifest, self.clock, str(rule.buckets[-1]))
         self._labels = tuple(str(bucket) for bucket in rule.buckets)
         self._others = Counters(buckets=dict.fromkeys(manifest.graphs, 0), rejected=dict.fromkeys(manifest.graphs, 0))
@@ -141,7 +143,8 @@ class NativeCore:
     def take(self, now: int, x: ArrayLike, mask: ArrayLike | None) -> int | None:
         """Copy an observation into the stream's buffers; the mask's address, None where all was seen.
 
-        float32 is checked by the library. Anything else is checked here, after the time, which comes first in both.
+        float32 and lists of floats are checked by the library. Anything else is checked here, after the time, which
+        comes first in both.
         """
         if type(x) is np.ndarray and x.dtype is FLOAT32 and x.shape == self._shape:
             if mask is None:
@@ -151,12 +154,24 @@ class NativeCore:
                 self.x[...] = x
                 self.mask[...] = mask
                 return self._mask_at
+        if type(x) is list and mask is None and self._take_floats(x):
+            return None
         last = self.last
         if last is not None and now <= last:
             raise does_not_advance(self.clock, now, last)
         self._intake.observe(x, mask)
         self.mask[...] = self._checked_mask  # which the intake may leave as it was, knowing what it holds
         return self._mask_at
+
+    def _take_floats(self, x: list[Any]) -> bool:
+        """Copy a float for each channel; False where the list holds anything else, or more than float32 can."""
+        if self._shape is None or set(map(type, x)) != _FLOATS:
+            return False
+        try:
+            self._pack(self.x, 0, *x)
+        except (struct.error, OverflowError):
+            return False
+        return True
 
     def failure(self, status: int, now: int, x: ArrayLike, mask: ArrayLike | None) -> OdestreamError:
         """What a call failed at."""

@@ -27,7 +27,11 @@ COMMAND = "python -m odestream.runtime.kernels.build"
 
 # NaN and infinity keep their meaning: the runtime's guards look for them. The step may join a product and a sum into
 # one rounding; streams may not, their decisions are Python's. CMakeLists.txt says the same.
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
+# With its jumps threaded, a vector loop of GCC would compute what follows a clamp once for each of its ends.
+FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-thread-jumps"),
+)
 JOINED, EXACT = "-ffp-contract=fast", "-ffp-contract=off"
 PLAIN = ("bundle.cpp", "dispatch.cpp", "load.cpp", "odestream.cpp", "stream.cpp", "streams.cpp")
 WITH_JSON, WITHOUT_JSON = ("manifest.cpp", "snapshot.cpp"), ("without_json.cpp",)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from odestream.runtime import Batcher, InputError, Model, Output, SessionBusy, load
+from odestream.runtime import Batcher, InputError, Model, Output, SessionBusy, TimeError, load
 from tests.helpers.streams import irregular, same, same_state
 
 pytestmark = pytest.mark.usefixtures("native_library")
@@ -36,6 +38,42 @@ def test_steps_in_one_call_are_those_one_by_one_and_all_or_nothing(native: Model
     with pytest.raises(InputError, match="row 2: x: received nan in channel 0"):
         together.steps([x[0], x[1], [np.nan, 0]], [t[-1] + i for i in (1, 2, 3)])
     assert same_state(together.save(), before)
+
+
+def test_a_list_of_floats_gives_what_an_array_of_them_gives(native: Model) -> None:
+    x, t, _ = table(20)
+    rows = [[float(value) / 3 for value in row] for row in x]
+    lists, arrays = native.stream(), native.stream()
+    for row, time in zip(rows, t, strict=True):
+        assert same(lists.step(row, time), arrays.step(np.array(row), time))
+
+
+ODD: list[list[Any]] = [
+    [math.nan, 0.0],
+    [0.0, -math.inf],
+    [1e39, 0.0],
+    [],
+    [1.0],
+    [1.0, 2.0, 3.0],
+    [[1.0], [2.0]],
+    ["1", 2.0],
+    [None, 1.0],
+    [Decimal(1), 2.0],
+    [np.array([1.0]), 2.0],
+]
+
+
+@pytest.mark.parametrize("x", ODD, ids=str)
+def test_a_list_is_refused_as_on_any_backend_and_after_its_time(x: list[Any], native: Model, cell_path: Path) -> None:
+    with load(cell_path, "onnxruntime") as other, pytest.raises(InputError) as expected:
+        other.stream().step(x, 10)
+    stream = native.stream()
+    with pytest.raises(InputError) as found:
+        stream.step(x, 10)
+    assert str(found.value) == str(expected.value)
+    assert same(stream.step([350.0, -2.0], 10), native.stream().step([350.0, -2.0], 10))
+    with pytest.raises(TimeError, match="does not advance"):
+        stream.step(x, 10)
 
 
 def test_streams_of_one_model_in_many_threads_do_not_disturb_each_other(native: Model) -> None:

@@ -35,7 +35,7 @@ ODE_FN void observe(const Team& team, const Tile& tile) {
     const Sizes& z = cell.size;
     team.rows(tile.rows, [&](const auto& own, int r) {
         const float* mask = tile.mask(r);
-        const float most = own.max(z.channels, [=](int i) { return mask[i]; });
+        const float most = own.max(z.channels, mask);
         const float observed = most > 0.0f ? 1.0f : 0.0f;
         float* features = tile.at(cell.place.features, r);
         own.set(tile.fact(OBSERVED, r), observed);
@@ -43,9 +43,9 @@ ODE_FN void observe(const Team& team, const Tile& tile) {
             const float* embedded = cell.embedding + (observed > 0.0f ? tile.token(r) * z.features : 0);
             own.each(z.features, [=](int i) { features[i] = observed > 0.0f ? embedded[i] : 0.0f; });
         } else if (z.averages > 0) {
-            own.each_in_turn(z.channels, [&](int i) { running_features(tile, r, i, features); });
+            running_features(own, tile, r, features);
         } else {
-            own.each_in_turn(z.channels, [&](int i) { fixed_features(tile, r, i, features); });
+            fixed_features(own, tile, r, features);
         }
     });
 }
@@ -55,7 +55,8 @@ template <class Team>
 ODE_FN void expect(const Team& team, const Tile& tile) {
     const Cell& cell = *tile.cell;
     const Sizes& z = cell.size;
-    if (z.frequencies > 0) rotate_rows(team, tile, 1.0f, cell.place.moved);
+    const bool moved = cell.method.c[cell.method.stages - 1] == 1.0;  // by the flow, which ended there
+    if (z.frequencies > 0 && !moved) rotate_rows(team, tile, 1.0f, cell.place.moved);
     team.rows(tile.rows, [&](const auto& own, int r) {
         float* parts = tile.at(cell.place.expecting, r);
         own.copy(z.hidden, tile.at(cell.place.h, r), parts);
@@ -66,17 +67,22 @@ ODE_FN void expect(const Team& team, const Tile& tile) {
     two_layers(team, tile, cell.expect_inner, cell.expect_outer, cell.place.expecting, cell.place.expected);
 }
 
+// The last value of a row's first channel, centred, the others' norm_width apart; null where none are kept.
+ODE_FN const float* last_of(const Tile& tile, int r) {
+    return tile.cell->size.averages > 0 ? norm_of(tile, r) + LAST : nullptr;
+}
+
 // Residual (x − x̂)/s of every channel where it was observed; returns the mean square over these.
 template <class Team>
 ODE_FN float compare_channels(const Team& team, const Tile& tile, int r, const float* expected, float* residual) {
     const Cell& cell = *tile.cell;
     const int channels = cell.size.channels;
-    const bool runs = cell.size.averages > 0;
-    const float* mask = tile.mask(r);
-    team.each_in_turn(channels, [&](int i) {
-        const float last = runs ? norm_of(tile, r, i)[LAST] : 0.0f;
-        const float centred = last + cell.scale[i] * expected[i];
-        const float off = (tile.x(r)[i] - cell.centre[i] - centred) / cell.scale[i];
+    const float *x = tile.x(r), *mask = tile.mask(r), *last = last_of(tile, r);
+    const float *centre = cell.centre, *scale = cell.scale, *per_scale = cell.per_scale;
+    const int apart = norm_width(cell.size);
+    team.each_in_turn(channels, [=](int i) {
+        const float centred = (last != nullptr ? last[i * apart] : 0.0f) + scale[i] * expected[i];
+        const float off = (x[i] - centre[i] - centred) * per_scale[i];
         residual[i] = mask[i] > 0.0f ? off : 0.0f;
     });
     const float squares = team.sum(channels, [=](int i) { return residual[i] * residual[i]; });
@@ -88,7 +94,7 @@ template <class Team>
 ODE_FN float compare_token(const Team& team, const Tile& tile, int r, const float* logits, float* residual) {
     const bool observed = *tile.fact(OBSERVED, r) > 0.0f;
     const int token = observed ? static_cast<int>(tile.token(r)) : 0;
-    const float top = team.max(VOCABULARY, [=](int i) { return logits[i]; });
+    const float top = team.max(VOCABULARY, logits);
     team.each(VOCABULARY, [=](int i) { residual[i] = exp_of(logits[i] - top); });
     const float total = team.sum(VOCABULARY, [=](int i) { return residual[i]; });
     const float amount = -log_of(team.read(residual + token) / total + 1e-9f);
@@ -183,12 +189,13 @@ template <class Team>
 ODE_FN void answer_forecast(const Team& team, const Tile& tile, int r) {
     const Cell& cell = *tile.cell;
     const int channels = cell.size.channels;
-    const float* expected = tile.at(behind(cell.place.expected, cell.expect_inner), r);
+    const float *expected = tile.at(behind(cell.place.expected, cell.expect_inner), r), *last = last_of(tile, r);
+    const float *centre = cell.centre, *scale = cell.scale, *log_scale2 = cell.log_scale2;
+    const int apart = norm_width(cell.size);
     float* y = tile.y(r);
-    team.each_in_turn(channels, [&](int i) {
-        const float last = cell.size.averages > 0 ? norm_of(tile, r, i)[LAST] : 0.0f;
-        y[i] = last + cell.scale[i] * expected[i] + cell.centre[i];
-        y[channels + i] = clamp(expected[channels + i], -12.0f, 12.0f) + cell.log_scale2[i];
+    team.each_in_turn(channels, [=](int i) {
+        y[i] = (last != nullptr ? last[i * apart] : 0.0f) + scale[i] * expected[i] + centre[i];
+        y[channels + i] = clamp(expected[channels + i], -12.0f, 12.0f) + log_scale2[i];
     });
 }
 

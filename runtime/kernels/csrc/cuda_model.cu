@@ -20,8 +20,8 @@ void each_matrix(Cell& cell, F f) {
 
 template <class F>
 void each_vector(Cell& cell, F f) {
-    for (const float** vector : {&cell.scale, &cell.centre, &cell.log_scale2, &cell.rates, &cell.frequencies, &cell.decay,
-                                 &cell.embedding}) {
+    for (const float** vector : {&cell.scale, &cell.per_scale, &cell.centre, &cell.log_scale2, &cell.rates, &cell.frequencies,
+                                 &cell.decay, &cell.embedding}) {
         f(*vector);
     }
 }

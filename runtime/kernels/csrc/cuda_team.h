@@ -51,6 +51,11 @@ struct RowTeam {
     }
 
     template <class F>
+    ODE_FN void each_of(int few, int n, F f) const {
+        each(n, [=](int i) { f(i, few); });
+    }
+
+    template <class F>
     ODE_FN void once(F f) const {
         if (Threads::index() == 0) f();
         Threads::sync();
@@ -88,10 +93,9 @@ struct RowTeam {
         return total;
     }
 
-    template <class F>
-    ODE_FN float max(int n, F f) const {
-        float top = f(0);
-        for (int i = threadIdx.x % WARP; i < n; i += WARP) top = larger(f(i), top);
+    ODE_FN float max(int n, const float* values) const {
+        float top = values[0];
+        for (int i = threadIdx.x % WARP; i < n; i += WARP) top = larger(values[i], top);
         for (int far = WARP / 2; far > 0; far /= 2) top = larger(__shfl_xor_sync(WHOLE_WARP, top, far), top);
         Threads::sync();
         return top;
@@ -222,6 +226,17 @@ struct CudaTeam {
             for (int r = threadIdx.x / WARP; r < n; r += blockDim.x / WARP) f(RowTeam<WarpThreads>{}, r);
             __syncthreads();
         }
+    }
+
+    template <class Angle, class Use>
+    ODE_FN void sines_cosines(int n, int count, Angle angle, Use use) const {
+        rows(n, [&](const auto& own, int r) {
+            own.each(count, [&](int k) {
+                float sine, cosine;
+                sine_cosine(angle(r, k), sine, cosine);
+                use(r, k, sine, cosine);
+            });
+        });
     }
 
     ODE_FN void linear(const Matrix& w, View x, View init, Span y, int rows) const {

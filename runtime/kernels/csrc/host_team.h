@@ -5,8 +5,6 @@
 #include "maths.h"
 #include "tile.h"
 
-#include <cstring>
-
 namespace odestream {
 namespace ODE_ISA {
 
@@ -94,18 +92,25 @@ inline Span row(Span span, int r) { return {span.data + static_cast<long>(r) * s
 inline View panel(View view, int p) { return {view.data == nullptr ? nullptr : view.data + p * LANES, view.stride}; }
 inline Span panel(Span span, int p) { return {span.data + p * LANES, span.stride}; }
 
-// Four panels for all rows: several rows at a time share the weights that were loaded.
-inline void four_panels(const float* w, int columns, View x, View init, Span y, int rows) {
-    constexpr int TOGETHER = 4, BLOCK = WIDTH == 16 ? 2 : 1;
+// Four panels for as many of the rows from r on as ROWS goes into, BLOCK panels at a time; the next row.
+template <int ROWS, int BLOCK>
+inline int some_rows(const float* w, int columns, View x, View init, Span y, int r, int rows) {
     const long stride = static_cast<long>(columns) * LANES;
-    int r = 0;
-    for (; r + TOGETHER <= rows; r += TOGETHER) {
+    for (; r + ROWS <= rows; r += ROWS) {
         for (int p = 0; p < 4; p += BLOCK) {
-            product<TOGETHER, BLOCK, 1>(w + p * stride, columns, row(x, r), panel(row(init, r), p),
-                                        panel(row(y, r), p));
+            product<ROWS, BLOCK, 1>(w + p * stride, columns, row(x, r), panel(row(init, r), p), panel(row(y, r), p));
         }
     }
-    for (; r < rows; ++r) product<1, 4, 1>(w, columns, row(x, r), row(init, r), row(y, r));
+    return r;
+}
+
+// Four panels for all rows. Several rows share the weights that were loaded; their sums take half the registers of a
+// wide machine, which then waits for no sum and seldom begins a new block.
+inline void four_panels(const float* w, int columns, View x, View init, Span y, int rows) {
+    int r = 0;
+    if (WIDTH == 16) r = some_rows<8, 2>(w, columns, x, init, y, r, rows);
+    r = some_rows<4, WIDTH == 16 ? 4 : 1>(w, columns, x, init, y, r, rows);
+    some_rows<1, 4>(w, columns, x, init, y, r, rows);
 }
 
 template <int ROWS>
@@ -150,15 +155,20 @@ inline void mix_block(const float* weights, const float* rows, int count, int st
     }
 }
 
-// Sums of neighbours, those of a before those of b.
-inline Vec neighbours(Vec a, Vec b) {
+// Every second lane of a and then of b, from the first or the second on.
 #if defined(__clang__)
-    return __builtin_shufflevector(a, b, ODE_EVEN) + __builtin_shufflevector(a, b, ODE_ODD);
+inline Vec even(Vec a, Vec b) { return __builtin_shufflevector(a, b, ODE_EVEN); }
+inline Vec odd(Vec a, Vec b) { return __builtin_shufflevector(a, b, ODE_ODD); }
 #else
-    typedef int Places __attribute__((vector_size(4 * WIDTH)));
-    return __builtin_shuffle(a, b, Places{ODE_EVEN}) + __builtin_shuffle(a, b, Places{ODE_ODD});
+typedef int Places __attribute__((vector_size(4 * WIDTH)));
+inline Vec even(Vec a, Vec b) { return __builtin_shuffle(a, b, Places{ODE_EVEN}); }
+inline Vec odd(Vec a, Vec b) { return __builtin_shuffle(a, b, Places{ODE_ODD}); }
 #endif
-}
+
+// Sums of neighbours, those of a before those of b.
+inline Vec neighbours(Vec a, Vec b) { return even(a, b) + odd(a, b); }
+
+inline Vec larger_of(Vec a, Vec b) { return a > b ? a : b; }
 
 // The sums of N vectors' lanes, WIDTH/N of them a vector, in the vectors' order.
 template <int N>
@@ -209,11 +219,30 @@ inline void dots_block(const float* keys, const float* query, int width, float* 
     }
 }
 
+// A number as a type of its own; the standard library's would be one for all instruction sets.
+struct Four {
+    constexpr operator int() const { return 4; }
+};
+
 struct HostTeam {
     // f(team, r) for the rows of a tile, each with what works for one row alone.
     template <class F>
     ODE_INLINE void rows(int n, F f) const {
         for (int r = 0; r < n; ++r) f(*this, r);
+    }
+
+    // use(r, k, sine, cosine) of angle(r, k) for the rows of a tile and k in 0 … count. Rows of few angles are taken
+    // together, so that all of them are vector code.
+    template <class Angle, class Use>
+    void sines_cosines(int rows, int count, Angle angle, Use use) const {
+        constexpr int MOST = 32;
+        float angles[MOST], sines[MOST], cosines[MOST];
+        for (int first = 0; first < rows * count; first += MOST) {
+            const int n = rows * count - first < MOST ? rows * count - first : MOST;
+            for (int i = 0; i < n; ++i) angles[i] = angle((first + i) / count, (first + i) % count);
+            each(n, [&](int i) { sine_cosine(angles[i], sines[i], cosines[i]); });
+            for (int i = 0; i < n; ++i) use((first + i) / count, (first + i) % count, sines[i], cosines[i]);
+        }
     }
 
     // f(i) for i in 0 … n, in any order; no two of them may touch the same element.
@@ -227,6 +256,15 @@ struct HostTeam {
     template <class F>
     void each_in_turn(int n, F f) const {
         for (int i = 0; i < n; ++i) f(i);
+    }
+
+    // f(i, few) for i in 0 … n, `few` being a number that loops in f run to: the usual one is known to the compiler, which
+    // makes one vector of such a loop.
+    template <class F>
+    ODE_INLINE void each_of(int few, int n, F f) const {
+        constexpr Four usual;
+        for (int i = 0; few == usual && i < n; ++i) f(i, usual);
+        for (int i = 0; few != usual && i < n; ++i) f(i, few);
     }
 
     template <class F>
@@ -245,20 +283,15 @@ struct HostTeam {
         return sum_lanes(lanes);
     }
 
-    // The largest f(i), NaN if one is; n is at least 1.
-    template <class F>
-    ODE_INLINE float max(int n, F f) const {
-        float lanes[LANES];
-        for (int k = 0; k < LANES; ++k) lanes[k] = f(k < n ? k : 0);
-        int i = LANES;
-        for (; i + LANES <= n; i += LANES) {
-            for (int k = 0; k < LANES; ++k) lanes[k] = larger(f(i + k), lanes[k]);
-        }
-        for (int k = 0; i + k < n; ++k) lanes[k] = larger(f(i + k), lanes[k]);
-        for (int half = LANES / 2; half > 0; half /= 2) {
-            for (int k = 0; k < half; ++k) lanes[k] = larger(lanes[k + half], lanes[k]);
-        }
-        return lanes[0];
+    // The largest of n values, at least one. NaN may be passed over: it stays in what is made of the values.
+    float max(int n, const float* values) const {
+        float first[WIDTH];
+        for (int k = 0; n < WIDTH && k < WIDTH; ++k) first[k] = values[k < n ? k : 0];
+        Vec top = n < WIDTH ? load(first) : load(values + n - WIDTH);
+        for (int i = 0; i + WIDTH <= n; i += WIDTH) top = larger_of(load(values + i), top);
+#pragma GCC unroll 4
+        for (int width = WIDTH; width > 1; width /= 2) top = larger_of(even(top, top), odd(top, top));
+        return top[0];
     }
 
     // The first i with the smallest f(i).
@@ -271,7 +304,12 @@ struct HostTeam {
 
     // What stands there now, before anything after this call can change it.
     float read(const float* from) const { return *from; }
-    void copy(int n, const float* from, float* to) const { std::memcpy(to, from, sizeof(float) * n); }
+    // Most copies are short, where a call of the library's function would take longest. The last vector overlaps.
+    void copy(int n, const float* from, float* to) const {
+        for (int i = 0; i + WIDTH <= n; i += WIDTH) store(to + i, load(from + i));
+        if (n >= WIDTH) return store(to + n - WIDTH, load(from + n - WIDTH));
+        for (int i = 0; i < n; ++i) to[i] = from[i];
+    }
     void set(float* to, float value) const { *to = value; }
 
     // y = init + W·x, a row of y and init being as long as W's panels.
@@ -309,11 +347,19 @@ struct HostTeam {
     // out = keep·m + strength · key ⊗ error, m and out [keys, values]
     void add_outer(const float* m, float keep, float strength, const float* key, const float* error, int keys,
                    int values, float* out) const {
-        for (int k = 0; k < keys; ++k) {
-            const float share = strength * key[k];
-            const float* from = m + static_cast<long>(k) * values;
-            float* to = out + static_cast<long>(k) * values;
-            each(values, [=](int i) { to[i] = keep * from[i] + share * error[i]; });
+        int d = 0;
+        for (; d + WIDTH <= values; d += WIDTH) {
+            const Vec off = strength * load(error + d);
+            for (int k = 0; k < keys; ++k) {
+                const long at = static_cast<long>(k) * values + d;
+                store(out + at, keep * load(m + at) + key[k] * off);
+            }
+        }
+        for (; d < values; ++d) {
+            for (int k = 0; k < keys; ++k) {
+                const long at = static_cast<long>(k) * values + d;
+                out[at] = keep * m[at] + key[k] * (strength * error[d]);
+            }
         }
     }
 };

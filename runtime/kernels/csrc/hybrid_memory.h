@@ -27,8 +27,8 @@ ODE_FN Slots slots_of(const Tile& tile, Store store, int r) {
 template <class Team>
 ODE_FN void unit(const Team& team, float* vector, int n) {
     const float squares = team.sum(n, [=](int i) { return vector[i] * vector[i]; });
-    const float length = ::sqrtf(squares + 1e-12f);
-    team.each(n, [=](int i) { vector[i] = vector[i] / length; });
+    const float per_length = 1.0f / ::sqrtf(squares + 1e-12f);
+    team.each(n, [=](int i) { vector[i] *= per_length; });
 }
 
 // What depends on the features alone, for all rows: logits of the gates, keys, values, and the content's share of
@@ -57,12 +57,10 @@ ODE_FN void project(const Team& team, const Tile& tile) {
 ODE_FN void gate_row(const Cell& cell, const float* logits, const float* said, float zeta, float* gates) {
     const int stores = cell.size.stores;
     const float strength = hard_sigmoid(logits[0]);
-    float top = logits[1], total = 0.0f;
+    float top = logits[1];
     for (int i = 1; i < stores; ++i) top = larger(logits[1 + i], top);
-    for (int i = 0; i < stores; ++i) total += exp_of(logits[1 + i] - top);
-    const float most = 1.0f / total;
     for (int i = 0; i < stores; ++i) {
-        float write = strength * (exp_of(logits[1 + i] - top) / total) / most;
+        float write = strength * exp_of(logits[1 + i] - top);
         if (cell.size.surprise_gate && cell.size.store[i] == EPISODIC) {
             write *= sigmoid(cell.surprise[0] * (zeta - cell.surprise[1]));
         }
@@ -84,7 +82,7 @@ ODE_FN void attend(const Team& team, const Tile& tile, const Slots& slots, const
     const float dt = tile.dt(r), limit = cell.age_limit;
     const float *strengths = slots.strengths, *ages = slots.ages;
     float* scores = tile.at(cell.place.scores, r);
-    const float strongest = team.max(n, [=](int i) { return strengths[i]; });
+    const float strongest = team.max(n, strengths);
     const float floor = at_least(strongest, 1e-20f);
     team.dots(slots.keys, query, n, cell.size.keys, scores);
     team.each(n, [=](int i) {
@@ -93,11 +91,12 @@ ODE_FN void attend(const Team& team, const Tile& tile, const Slots& slots, const
     if (store == WORKING) {
         team.each(n, [=](int i) { scores[i] -= slope * log_of(1.0f + at_most(ages[i] + dt, limit)); });
     }
-    const float top = team.max(n, [=](int i) { return scores[i]; });
+    const float top = team.max(n, scores);
     team.each(n, [=](int i) { scores[i] = exp_of(scores[i] - top); });
     const float total = team.sum(n, [=](int i) { return scores[i]; });
     team.mix(scores, slots.values, n, values, values, out);
-    team.each(values, [=](int i) { out[i] = strongest > 0.0f ? out[i] / total * opened : 0.0f; });
+    const float share = opened / total;
+    team.each(values, [=](int i) { out[i] = strongest > 0.0f ? share * out[i] : 0.0f; });
 }
 
 // out = opened · qᵀm in each head, m being `before` times `share`, what the decay left of it.

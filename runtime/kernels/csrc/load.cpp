@@ -262,6 +262,7 @@ void place_heads(Cell& cell, const Weights& w, Block& block) {
 
 void place_scaling(Cell& cell, const odestream_config& c, Block& block) {
     cell.scale = block.copy(c.scale, c.channels);
+    cell.per_scale = block.fill(c.channels, [&](int i) { return 1.0f / c.scale[i]; });
     cell.centre = block.copy(c.centre, c.channels);
     cell.log_scale2 = block.fill(c.channels, [&](int i) { return 2.0f * static_cast<float>(std::log(c.scale[i])); });
     cell.rates = block.fill(c.averages, [&](int i) { return 1.0f / c.average[i]; });

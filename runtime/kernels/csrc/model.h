@@ -68,7 +68,8 @@ struct Cell {
     float rtol, atol, age_limit;
     float age_slope;  // softplus already taken
     float decay_rate, sharpness[2], surprise[2];
-    const float *scale, *centre, *log_scale2, *rates, *frequencies, *decay, *embedding;  // rates: 1 / averages
+    const float *scale, *per_scale, *centre, *log_scale2;  // of each channel; per_scale: 1 / scale
+    const float *rates, *frequencies, *decay, *embedding;  // rates: 1 / averages
     Matrix hidden, drive, time, output;                    // of the field
     Matrix features, state, gate_inner, gate_outer;        // of gates and memories; see Said
     Matrix expect_inner, expect_outer, residual, encode, update, answer_inner, answer_outer, recall;

@@ -8,23 +8,21 @@ namespace odestream {
 namespace ODE_ISA {
 
 // Move sines and cosines (all sines first) on by dt·at·ω: only differences of time meet float32.
-ODE_FN void rotate(const float* phase, const float* frequencies, int count, float at, float dt, int k, float* moved) {
-    float s, c;
-    sine_cosine(dt * (at * frequencies[k]), s, c);
-    const float sine = phase[k], cosine = phase[count + k];
-    moved[k] = sine * c + cosine * s;
-    moved[count + k] = cosine * c - sine * s;
-}
-
 template <class Team>
 ODE_FN void rotate_rows(const Team& team, const Tile& tile, float at, int to) {
     const Cell& cell = *tile.cell;
     const int count = cell.size.frequencies;
-    team.rows(tile.rows, [&](const auto& own, int r) {
-        const float *phase = tile.phase(r), *frequencies = cell.frequencies;
-        const float dt = tile.dt(r);
+    if (at == 0.0f) {
+        team.rows(tile.rows, [&](const auto& own, int r) { own.copy(2 * count, tile.phase(r), tile.at(to, r)); });
+        return;
+    }
+    const float* frequencies = cell.frequencies;
+    const auto angle = [&](int r, int k) { return tile.dt(r) * (at * frequencies[k]); };
+    team.sines_cosines(tile.rows, count, angle, [&](int r, int k, float s, float c) {
+        const float *phase = tile.phase(r), sine = phase[k], cosine = phase[count + k];
         float* moved = tile.at(to, r);
-        own.each(count, [=](int k) { rotate(phase, frequencies, count, at, dt, k, moved); });
+        moved[k] = sine * c + cosine * s;
+        moved[count + k] = cosine * c - sine * s;
     });
 }
 
