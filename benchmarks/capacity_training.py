@@ -32,6 +32,7 @@ GATE_RATE = 3.0  # × the learning rate
 EXPLORED = 0.05  # share of rows that are written at half strength at least, in the first half
 GROWN = 0.4  # share of the training after which sequences have their full length
 WARM = 0.1
+PULL = 0.02  # of the pressure on writes, what also moves a saturated gate
 PASSED = 32  # noise rows whose state is passed on, at most
 PIECE = 128  # rows of a sequence that are tried at once
 
@@ -130,7 +131,7 @@ class _Budget:
 
 
 def _pressure(gate: WriteGate) -> Tensor:
-    return torch.mean(openness(gate.logit) + Recipe.pull * F.softplus(gate.logit))
+    return torch.mean(openness(gate.logit) + PULL * F.softplus(gate.logit))
 
 
 def _drawn(task: Task, steps: int, batch: int, make: torch.Generator) -> Iterator[Drawn]:

@@ -65,8 +65,8 @@ def recall_path(
     """Answers at the times `asked` of inputs [T, B, …], from memories that were empty at the start.
 
     hidden [A, B, D] stands in for the hidden state at those times; zero unless given. explore, jitter [T, B, 1] and
-    opened [B, n]: see `content`. Surprise counts as average. For `classify` and `tokens`, and up to a few hundred times: the
-    cost grows with T².
+    opened [B, n]: see `content`. Surprise counts as average. For `classify` and `tokens`, and up to a few
+    hundred times: the cost grows with T².
     """
     w, config, at = cell.weights().memory, cell.config, torch.as_tensor(asked)
     batch = inputs["dt"].shape[1]

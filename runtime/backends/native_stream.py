@@ -71,7 +71,7 @@ class NativeCore:
         self.x, self.mask = inputs["x"].reshape(-1), aligned(self._checked_mask.shape, np.float32)
         self._x_at, self._mask_at = self.x.ctypes.data, self.mask.ctypes.data
         self._shape = None if self._intake.takes_tokens else self._intake.shape
-        self._pack = struct.Struct(f"{self.x.size}f").pack_into
+        self._pack, self._x_bytes = struct.Struct(f"{self.x.size}f").pack_into, self.x.data
         self._gaps = GapRule(manifest, self.clock, str(rule.buckets[-1]))
         self._labels = tuple(str(bucket) for bucket in rule.buckets)
         self._others = Counters(buckets=dict.fromkeys(manifest.graphs, 0), rejected=dict.fromkeys(manifest.graphs, 0))
@@ -154,7 +154,7 @@ class NativeCore:
                 self.x[...] = x
                 self.mask[...] = mask
                 return self._mask_at
-        if type(x) is list and mask is None and self._take_floats(x):
+        if isinstance(x, list) and mask is None and self._take_floats(x):
             return None
         last = self.last
         if last is not None and now <= last:
@@ -168,7 +168,7 @@ class NativeCore:
         if self._shape is None or set(map(type, x)) != _FLOATS:
             return False
         try:
-            self._pack(self.x, 0, *x)
+            self._pack(self._x_bytes, 0, *x)
         except (struct.error, OverflowError):
             return False
         return True
