@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from odestream.runtime.contract.manifest import Manifest
 
 DEFAULT_BUCKETS = "1,2,4,8,16"
+FLAGGED_LIMIT = 0.05
+"""Share of flagged calls from which the export says what would lessen them."""
 
 
 def export(
@@ -78,23 +80,27 @@ def export(
             force=force,
             progress=progress,
         )
-    print(f"{out}: {_summary(manifest)}")
+    print(f"{out}: {'; '.join(closing_words(manifest))}")
 
 
-def _summary(manifest: Manifest) -> str:
-    """The graphs, how near they are to torch, and what is promised of their solver."""
+def closing_words(manifest: Manifest) -> list[str]:
+    """The graphs, how near they are to torch, and what is promised of their solver; last what to do about its flags."""
     values = max(row.error for row in manifest.parity if row.tensor != "err")
-    said = f"{', '.join(manifest.graphs.values())}; largest difference from torch {values:.1e} of a tensor's scale"
+    said = [", ".join(manifest.graphs.values()), f"largest difference from torch {values:.1e} of a tensor's scale"]
     solver = manifest.solver
     if solver is None or solver.calibration is None:
         return said
     rows = solver.calibration.rows
-    within, trusted = sum(row.within for row in rows), sum(row.calls - row.flagged for row in rows)
-    share = f"{within / max(1, trusted):.2%} of {trusted:,} unflagged calls within tolerance"
-    flagged = f"{sum(row.flagged for row in rows):,} flagged"
+    calls, flagged, within = (sum(getattr(row, name) for row in rows) for name in ("calls", "flagged", "within"))
+    share = f"{within / max(1, calls - flagged):.2%} of {calls - flagged:,} unflagged calls within tolerance"
     factor = f"safety factor {solver.safety_factor:g}" if solver.error_estimate else "no error estimate"
     doubt = "" if solver.calibration.reached else ", uncalibrated"
-    return f"{said}; {factor}{doubt}: {share}, {flagged}"
+    said.append(f"{factor}{doubt}: {share}, {flagged:,} flagged")
+    if flagged > FLAGGED_LIMIT * calls:
+        said.append(
+            f"of such calls {flagged / calls:.0%} are flagged: export more --buckets, or a looser --rtol and --atol"
+        )
+    return said
 
 
 def _parse_buckets(text: str) -> tuple[int, ...]:

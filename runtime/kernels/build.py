@@ -160,7 +160,11 @@ def _build_as(options: argparse.Namespace) -> Path:
     found = None if options.force or options.out else find()
     if found is not None:
         return found
-    return build_cuda.build_cuda(options.out, architectures) if options.cuda else build(options.out)
+    return build_cuda.build_cuda(options.out, architectures, _tell) if options.cuda else build(options.out)
+
+
+def _tell(source: str) -> None:
+    print(f"compiling {source}", file=sys.stderr, flush=True)
 
 
 def writable_folder() -> Path:

@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from odestream.runtime.atomic import write_bytes
@@ -88,24 +89,31 @@ def architecture_flags(architectures: tuple[str, ...]) -> tuple[str, ...]:
     return (*code, f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
 
 
-def build_cuda(out: Path | None = None, architectures: tuple[str, ...] = ()) -> Path:
+def build_cuda(
+    out: Path | None = None, architectures: tuple[str, ...] = (), tell: Callable[[str], object] = lambda source: None
+) -> Path:
     """Compile the CUDA library into the folder `out` and return its path.
 
-    out: as of `build.build`. architectures: default_architectures unless given.
-    Raises CompatError where there is no nvcc or it fails.
+    out: as of `build.build`. architectures: default_architectures unless given. tell: hears of each source before it is
+    compiled, which takes up to minutes. Raises CompatError where there is no nvcc or it fails.
     """
     target = (out or writable_folder()) / cuda_library_name()
     flags = architecture_flags(architectures or default_architectures())
     with tempfile.TemporaryDirectory() as scratch:
+        objects = []
+        for source in CUDA_SOURCES:
+            tell(source)
+            objects.append(Path(scratch) / f"{source}.o")
+            compile_cuda(objects[-1], ("-c", "--threads=0", *flags), (source,))
         made = Path(scratch) / "library.so"
-        compile_cuda(made, ("-shared", "-cudart=static", "--threads=0", *flags))
+        compile_cuda(made, ("-shared", "-cudart=static", *flags), tuple(map(str, objects)))
         target.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(target, made.read_bytes())
     return target
 
 
 def compile_cuda(target: Path, extra: tuple[str, ...], sources: tuple[str, ...] = CUDA_SOURCES) -> None:
-    """One run of nvcc over `sources` with the library's flags and `extra`."""
+    """One run of nvcc over `sources`, or objects by their full paths, with the library's flags and `extra`."""
     remedy = "install a CUDA toolkit, 12 or later, that knows these GPUs, or use the native or onnxruntime backend"
     host = f"-Xcompiler={','.join(HOST_FLAGS)}"
     paths = [str(SOURCES / source) for source in sources]

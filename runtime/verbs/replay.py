@@ -34,7 +34,9 @@ DIFFERS = 1
 def replay_log(
     log: Annotated[Path, typer.Argument(metavar="LOG", help="A folder that `odestream run --record` wrote.")],
     at: Annotated[str | None, typer.Option(help="Show the last row up to this time, as the table writes it.")] = None,
-    stream: Annotated[str, typer.Option(help="Of the stream of this name, where the table has several.")] = UNNAMED,
+    stream: Annotated[
+        str, typer.Option(help="With --at: of the stream of this name, where the log has several.")
+    ] = UNNAMED,
     bundle: Annotated[Path | None, typer.Option(help="The bundle, where it is not where the log was recorded.")] = None,
     backend: Annotated[str | None, typer.Option(help="The engine, the recorded one unless given.")] = None,
     snapshot: Annotated[
@@ -58,7 +60,7 @@ def replay_log(
         if snapshot is not None:
             _fill(model, log, snapshot)
         elif at is not None:
-            _show(model, moment(model, log, stream, model.tick(at)), as_json)
+            _show(model, moment(model, log, _stream_of(log, stream), model.tick(at)), as_json)
         else:
             _check(model, log, as_json)
 
@@ -70,6 +72,19 @@ def _fill(model: Model, log: Path, snapshot: Path) -> None:
     print(f"{len(fleet.names)} streams of {model.manifest.name} from {steps:,} rows of {log}, saved as {snapshot}.")
     for name, refusal in refused.items():
         print(f"{refusal.rows:,} rows of stream {name!r} were refused, the first because {refusal.first}.")
+
+
+def _stream_of(log: Path, given: str) -> str:
+    """The stream to show: the given one, or the only one of a log; InputError names those that it holds."""
+    calls = (event for segment in read_segments(log) for event in segment.events if isinstance(event, tuple))
+    names = list(dict.fromkeys(logged.observation.stream for call in calls for logged in call))
+    if given in names or not names:
+        return given
+    if given == UNNAMED and len(names) == 1:
+        return names[0]
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    wrong = "--at shows a moment of one stream" if given == UNNAMED else f"--stream {given} is not in it"
+    raise InputError(f"{log} holds the streams {', '.join(names[:SHOWN])}{more}; {wrong}: name one of them by --stream")
 
 
 def _check(model: Model, log: Path, as_json: bool) -> None:

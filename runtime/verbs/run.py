@@ -82,7 +82,8 @@ def run(
     Written are the input's time and stream columns, a column for each target (a forecast is made before its row was
     seen), err (estimated solver error in units of the tolerance), bucket (solver steps) and flagged (1 where err is
     above the bundle's safety factor although more steps and shorter pieces were tried). One line on standard error
-    sums up what the solver did.
+    sums up what the solver did: calls whose result was kept, by solver steps, and apart from them the rejected ones,
+    which ran again. The report has the same counts, as buckets and rejected.
     An empty cell is a missing value; a row of empty cells asks for a prediction. SIGINT and SIGTERM finish the rows
     that were read and save the snapshot. A row that cannot be read ends the run: a file of output is then not written,
     standard output keeps its rows and the snapshot their state. Under systemd the run tells that it is alive.
@@ -103,7 +104,7 @@ def run(
         tally, watchdog = Tally(fleet), stack.enter_context(Watchdog())
         with _open_output(output, force) as file:
             try:
-                _stream_table(fleet, source, file, stopper, watchdog)
+                _stream_table(fleet, source, file, stopper, watchdog, tally)
             except OdestreamError:
                 if snapshot is not None and fleet.names and output == STDOUT:
                     write_generation(snapshot, fleet.snapshot())  # its rows are out: their state is kept
@@ -171,11 +172,12 @@ def _saved(fleet: Fleet, source: str) -> bytes:
 
 
 def _tell(fleet: Fleet, tally: Tally, report: Path | None, force: bool) -> None:
-    """Say on standard error what the solver did, where it can tell how well it did, and write the report."""
+    """Say on standard error how many rows there were and what the solver did, and write the report."""
     counts, manifest, telemetry = tally.counts(), fleet.model.manifest, fleet.telemetry
     together = total(counts.values())
-    if together.steps and manifest.solver is not None and manifest.solver.error_estimate:
-        print(f"odestream: {sentence(together)}; on {fleet.model.backend}", file=sys.stderr)
+    if together.steps:
+        estimated = manifest.solver is not None and manifest.solver.error_estimate
+        print(f"odestream: {sentence(together, tally.late, estimated)}; on {fleet.model.backend}", file=sys.stderr)
     if telemetry.deadline is not None:
         limit = f"the deadline of {1e3 * telemetry.deadline:g} ms"
         print(f"odestream: {telemetry.missed:,} of {telemetry.calls:,} calls missed {limit}", file=sys.stderr)
@@ -183,11 +185,11 @@ def _tell(fleet: Fleet, tally: Tally, report: Path | None, force: bool) -> None:
         streams = {name: as_json(counters) for name, counters in counts.items()}
         about = {"bundle": manifest.name, "identity": manifest.identity}
         engine = {"backend": fleet.model.backend, "why": fleet.model.why}
-        counted = {"total": as_json(together), "streams": streams, "calls": telemetry.as_dict()}
+        counted = {"total": as_json(together), "late": tally.late, "streams": streams, "calls": telemetry.as_dict()}
         save_json(report, about | engine | counted, force)
 
 
-def _stream_table(fleet: Fleet, source: str, file: TextIO, stopper: Stopper, watchdog: Watchdog) -> None:
+def _stream_table(fleet: Fleet, source: str, file: TextIO, stopper: Stopper, watchdog: Watchdog, tally: Tally) -> None:
     """Run every row of the source through its stream."""
     manifest = fleet.model.manifest
     task = with_inputs(manifest)
@@ -197,7 +199,7 @@ def _stream_table(fleet: Fleet, source: str, file: TextIO, stopper: Stopper, wat
     last = {name: state.tick for name, state in fleet.states().items() if state.tick is not None}
     with open_source(source) as (name, stream), reading_progress(stream, "Streaming") as counted:
         rows = table_rows(counted, name, manifest, task, last, fleet.policies.on_late == REPLAY)
-        for seen, answer in _answered(fleet, watchdog.watched(stopper.until_stopped(rows)), window):
+        for seen, answer in _answered(fleet, watchdog.watched(stopper.until_stopped(tally.watched(rows))), window):
             if isinstance(answer, OdestreamError):
                 raise type(answer)(f"{seen.where}: {answer}") from answer
             writer.write(seen, answer)

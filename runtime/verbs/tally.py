@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -10,14 +10,29 @@ import msgspec
 from odestream.runtime.contract.checks import NO_SOLVER
 from odestream.runtime.fleet import Fleet
 from odestream.runtime.records import Counters
+from odestream.runtime.verbs.rows import TableRow
 
 
 class Tally:
-    """Counts from now on: a restored stream brings those of earlier runs, and a stream may be replaced by a new one."""
+    """Counts from now on: a restored stream brings those of earlier runs, and a stream may be replaced by a new one.
+
+    late: rows that came after a later one of their stream. Each counts once, and so do the rows that ran again for it.
+    """
 
     def __init__(self, fleet: Fleet) -> None:
+        self.late = 0
         self._fleet = fleet
         self._earlier = self._all()
+        self._last = {name: state.tick for name, state in fleet.states().items() if state.tick is not None}
+
+    def watched(self, rows: Iterator[TableRow]) -> Iterator[TableRow]:
+        """The rows as they come, the late ones counted."""
+        for row in rows:
+            if row.t is not None:
+                last = self._last.get(row.stream, row.t)
+                self.late += row.t < last
+                self._last[row.stream] = max(row.t, last)
+            yield row
 
     def counts(self) -> dict[str, Counters]:
         """Name → what it did, of every stream that did anything."""
@@ -46,16 +61,28 @@ def as_json(counters: Counters) -> dict[str, Any]:
     return found
 
 
-def sentence(counters: Counters) -> str:
-    """The counts in one line, such as `40 rows, 3 run again (7.5 %), 1 split, 0 flagged; calls by solver steps: …`."""
+def sentence(counters: Counters, late: int = 0, estimated: bool = True) -> str:
+    """The counts in one line, such as `40 rows, 3 run again (7.5 %), 1 split, 0 flagged; calls by solver steps: …`.
+
+    estimated: whether the solver tells how well it did; one that does not runs nothing again and flags nothing.
+    """
     rows = counters.steps
-    again = f"{counters.rerun:,} run again" + (f" ({100 * counters.rerun / rows:.3g} %)" if counters.rerun else "")
-    told = f"{rows:,} row{'s' * (rows != 1)}, {again}, {counters.split:,} split, {counters.flagged:,} flagged"
-    calls = histogram(counters.buckets, counters.rejected)
-    return f"{told}; calls by solver steps: {calls}" if calls else told
+    told = [f"{rows:,} row{'s' * (rows != 1)}" + (f" ({late:,} late)" if late else "")]
+    if estimated:
+        told.append(
+            f"{counters.rerun:,} run again" + (f" ({100 * counters.rerun / rows:.3g} %)" * bool(counters.rerun))
+        )
+    if estimated or counters.split:
+        told.append(f"{counters.split:,} split")
+    if estimated:
+        told.append(f"{counters.flagged:,} flagged")
+    kinds = {"calls by solver steps": counters.buckets, "rejected": counters.rejected}
+    calls = [f"{kind}: {text}" for kind, each in kinds.items() if (text := histogram(each))]
+    return "; ".join([", ".join(told), *calls])
 
 
-def histogram(accepted: Mapping[str, int], rejected: Mapping[str, int]) -> str:
+def histogram(*calls: Mapping[str, int]) -> str:
     """All calls of each bucket that was called, such as `1: 1,204, 4: 31`; empty where there is no solver."""
-    calls = {label: count + rejected.get(label, 0) for label, count in accepted.items() if label != NO_SOLVER}
-    return ", ".join(f"{label}: {count:,}" for label, count in calls.items() if count)
+    labels = dict.fromkeys(label for each in calls for label in each if label != NO_SOLVER)
+    counts = {label: sum(each.get(label, 0) for each in calls) for label in labels}
+    return ", ".join(f"{label}: {count:,}" for label, count in counts.items() if count)

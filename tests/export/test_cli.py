@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
+from odestream.export.cli import closing_words
 from odestream.runtime.bundle import read_bundle
 from odestream.runtime.cli import main
+from tests.export.conftest import Exported
 from tests.helpers.gru import Gru
 
 MODEL = """
@@ -88,3 +91,24 @@ def test_weights_of_another_module_are_refused(folder: Path, capsys: pytest.Capt
     assert main(["export", "my_gru:Gru", "--weights", "other.safetensors", "--out", "bundle"]) == 2
     assert "does not fit Gru" in capsys.readouterr().err
     assert not (folder / "bundle").exists()
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.05, ""), (0.06, "6%"), (0.5, "50%"), (1.0, "100%")])
+def test_flags_of_more_than_a_twentieth_of_the_calibration_are_told_with_their_remedy(
+    share: float, told: str, exported: Exported
+) -> None:
+    manifest = exported("forecast")[1].manifest
+    assert manifest.solver is not None
+    assert manifest.solver.calibration is not None
+    rows = tuple(
+        msgspec.structs.replace(row, calls=1000, flagged=round(1000 * share), within=1000 - round(1000 * share))
+        for row in manifest.solver.calibration.rows
+    )
+    calibration = msgspec.structs.replace(manifest.solver.calibration, rows=rows)
+    solver = msgspec.structs.replace(manifest.solver, calibration=calibration)
+    *_, counts, last = closing_words(msgspec.structs.replace(manifest, solver=solver))
+    if told:
+        assert last == f"of such calls {told} are flagged: export more --buckets, or a looser --rtol and --atol"
+        assert counts.endswith(f"{round(1000 * share) * len(rows):,} flagged")
+    else:
+        assert last.endswith(f"{50 * len(rows):,} flagged")

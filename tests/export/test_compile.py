@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from time import monotonic
 
 import onnx
 import pytest
@@ -213,15 +212,10 @@ def test_every_preset_builds_for_gpus_that_are_not_here(
     config = dataclasses.replace(CONFIGS["forecast"], sizes=preset(preset_name))
     time = TimeSpec(frequencies=config.frequencies)
     export_bundle(random_cell(config), tmp_path / "b", task=TASKS["forecast"], time=time, verify_steps=20, dtype=dtype)
-    started = monotonic()
+    before = os.times()
     records = compile_bundle(tmp_path / "b", "trt-rtx", architectures=("sm89",))
-    taken = monotonic() - started
+    taken = sum(os.times()[:4]) - sum(before[:4])  # of the processor: a wait for other programs is not the builds'
     assert len(records) == 5
     assert all(record.calls == CALLS for record in records.values())
     if preset_name == "nano":
-        assert taken <= 10 * max(1.0, load_average())
-
-
-def load_average() -> float:
-    """Jobs for each core: what a limit in seconds is stretched by on a busy machine."""
-    return os.getloadavg()[0] / (os.cpu_count() or 1)
+        assert taken <= 10 * min(len(records), os.cpu_count() or 1)  # builds run side by side

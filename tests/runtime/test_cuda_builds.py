@@ -97,6 +97,31 @@ def test_only_gpus_that_nvcc_knows_are_built_for(tmp_path: Path) -> None:
         build_cuda.known_architectures(str(strange))
 
 
+def test_each_source_is_told_before_nvcc_has_it_and_all_are_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a compiler that writes down what it is asked for, and makes every file that it is to make."""
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text('#!/bin/sh\necho "$@" >>"$0.log"\nfor last; do :; done\necho made >"$last"\n')
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    asked, told = Path(f"{nvcc}.log"), list[tuple[str, int]]()
+
+    def tell(source: str) -> None:
+        told.append((source, len(asked.read_text().splitlines()) if asked.exists() else 0))
+
+    library = build_cuda.build_cuda(tmp_path / "out", ("80", "90"), tell)
+    assert library.read_text() == "made\n"
+    assert told == [(source, i) for i, source in enumerate(build_cuda.CUDA_SOURCES)]
+    *compiled, linked = [line.split() for line in asked.read_text().splitlines()]
+    objects = [line[-1] for line in compiled]
+    assert [line[-3] for line in compiled] == [str(build.SOURCES / source) for source in build_cuda.CUDA_SOURCES]
+    assert all("-c" in line and any("code=sm_90" in word for word in line) for line in compiled)
+    assert "-shared" in linked
+    assert linked[-2 - len(objects) : -2] == objects
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", build_cuda.ARCHITECTURES)
 def test_nvcc_compiles_every_source_for_each_gpu(architecture: str, nvcc: str, tmp_path: Path) -> None:

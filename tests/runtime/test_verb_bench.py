@@ -21,7 +21,7 @@ from odestream.runtime.bundle import Bundle
 from odestream.runtime.cli import main
 from odestream.runtime.contract.manifest import TimeSpec
 from odestream.runtime.contract.tolerances import TOLERANCES, tolerances
-from odestream.runtime.verbs.latency import ROUNDS, Measured, Subject, measure, summary
+from odestream.runtime.verbs.latency import ROUNDS, Measured, Subject, measure, median_ratio, summary
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
 SIZES = ((1, 1), (1, 3), (4, 1))  # solver steps and batch of the bare engine, for buckets 1 and 4, batches 1 and 3
@@ -68,6 +68,13 @@ def test_summary_of_known_times() -> None:
     assert figures["p50_spread_us"] == [500.5, 501.5]
     assert figures["rows_per_second"] == pytest.approx(4 / 501.0e-6, rel=1e-3)
     assert figures["deadline_misses"] is None
+
+
+def test_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
+    """One round was disturbed: neither it nor the ratio of all medians (4.5) is what is told."""
+    first = [np.array([10, 20, 30]), np.array([100, 200, 300]), np.array([20, 20, 20])]
+    other = [np.array([50, 60, 90]), np.array([600, 600, 600]), np.array([90, 90, 90])]
+    assert median_ratio(*(Measured(subject(), tuple(rounds), 0) for rounds in (other, first))) == 3.0
 
 
 def test_paced_calls_keep_their_rate_and_meet_their_deadlines() -> None:
@@ -165,8 +172,9 @@ def test_compare_measures_each_subject_on_each_backend_in_every_round(
     assert {row["p50_ratio"] for row in first} == {1.0}
     for fast, slow in zip(first, second, strict=True):
         assert slow["p50_us"] > 1000.0
-        assert slow["p50_ratio"] == pytest.approx(slow["p50_us"] / fast["p50_us"], rel=0.5)
-        assert slow["p50_ratio"] > 2.0
+        # The middle of the rounds' ratios lies between those of their extremes, whatever else the machine does.
+        (low, high), (least, most) = fast["p50_spread_us"], slow["p50_spread_us"]
+        assert 0.999 * least / high <= slow["p50_ratio"] <= 1.001 * most / low
     assert ("solver" in first[0], "solver" in second[1], "solver" in second[2]) == (True, True, False)
     assert "× first" in capsys.readouterr().out
 

@@ -81,6 +81,19 @@ def test_board_is_read_from_the_device_tree(tmp_path: Path) -> None:
     assert board["nvidia_driver"] is None
 
 
+@pytest.mark.parametrize(("columns", "terminal"), [("40", "dumb"), ("300", "xterm-256color")])
+def test_a_pipe_gets_the_same_table_whatever_the_terminal(
+    columns: str, terminal: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor"]) == 0
+    plain = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", terminal)
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out == plain
+    assert 100 < max(map(len, plain.splitlines())) <= 160
+
+
 def test_machine_without_a_device_tree_says_so(tmp_path: Path) -> None:
     assert verb.describe_board(tmp_path)["model"] is None
 

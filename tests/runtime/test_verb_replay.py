@@ -133,6 +133,26 @@ def test_a_log_is_neither_mixed_nor_resumed_under_other_policies(
     assert "no such folder" in refusal(capsys)
 
 
+def test_a_moment_of_several_streams_needs_one_of_their_names(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert replay(log, "--at", "7.5") == 2
+    assert refusal(capsys).endswith(
+        "holds the streams a, b, c; --at shows a moment of one stream: name one of them by --stream"
+    )
+    assert replay(log, "--at", "7.5", "--stream", "d") == 2
+    assert refusal(capsys).endswith("the streams a, b, c; --stream d is not in it: name one of them by --stream")
+
+
+def test_a_moment_of_a_log_s_only_stream_needs_no_name(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = [HEADER, *(row for row in rows() if ",a," in row)]
+    assert run(bundle, write_table(tmp_path / "t.csv", alone), "--record", tmp_path / "log") == 0
+    capsys.readouterr()
+    assert replay(tmp_path / "log", "--at", "7.5", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["time"] == "7"
+
+
 def test_late_rows_of_a_table_end_in_the_state_of_the_sorted_table(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

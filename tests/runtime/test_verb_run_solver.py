@@ -73,11 +73,14 @@ def test_one_line_on_standard_error_sums_up_and_standard_output_holds_the_rows_a
     out, err = capsys.readouterr()
     a, b = counted(bundle).values()
     assert min(a.rerun + b.rerun, a.split + b.split, a.flagged + b.flagged) >= 2
-    calls = {n: sum(c.buckets[n] + c.rejected[n] for c in (a, b)) for n in a.buckets}
+    kept, rejected = (
+        ", ".join(f"{n}: {getattr(a, kind)[n] + getattr(b, kind)[n]}" for n in "1248")
+        for kind in ("buckets", "rejected")
+    )
     share = f"{100 * (a.rerun + b.rerun) / COUNT:.3g}"
     assert err == (
         f"odestream: {COUNT} rows, {a.rerun + b.rerun} run again ({share} %), {a.split + b.split} split, "
-        f"{a.flagged + b.flagged} flagged; calls by solver steps: {', '.join(f'{n}: {k}' for n, k in calls.items())}"
+        f"{a.flagged + b.flagged} flagged; calls by solver steps: {kept}; rejected: {rejected}"
         "; on onnxruntime\n"
     )
     rows = list(csv.DictReader(io.StringIO(out)))
@@ -147,16 +150,33 @@ def test_buckets_that_cannot_be_are_refused_before_any_work(
     assert files_under(tmp_path) == before
 
 
-def test_a_method_without_an_estimate_says_nothing_and_cannot_choose(
+def test_a_method_without_an_estimate_tells_its_rows_and_cannot_choose(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = write_table(tmp_path / "table.csv", ROWS)
-    for tiny in (Tiny(error_estimate=False), Tiny(buckets=())):
-        path = write_tiny(tmp_path / f"bundle{len(tiny.buckets)}", tiny)
+    tinies = {"fixed": (Tiny(error_estimate=False), "; calls by solver steps: 1: 6"), "none": (Tiny(buckets=()), "")}
+    for name, (tiny, calls) in tinies.items():
+        path = write_tiny(tmp_path / name, tiny)
         assert run(path, table) == 0
-        assert capsys.readouterr().err == ""
+        assert capsys.readouterr().err == f"odestream: 6 rows{calls}; on onnxruntime\n"
         assert run(path, table, "--buckets", "1,4") == 2
         assert "; " in refusal(capsys)
+
+
+def test_late_rows_are_counted_apart_and_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_tiny(tmp_path / "bundle", Tiny())
+    lines = ["time,c0,c1,c2", *(f"{t},1,2,3" for t in (1, 2, 5, 4, 3, 6))]
+    first, second = (
+        write_table(tmp_path / "first.csv", lines),
+        write_table(tmp_path / "second.csv", [lines[0], "5.5,1,2,3"]),
+    )
+    late, log = ("--on-late", "replay"), ("--record", tmp_path / "log")
+    assert run(path, first, *late, *log, "--report", tmp_path / "report.json") == 0
+    assert "odestream: 6 rows (2 late), 0 run again" in capsys.readouterr().err
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert (found["late"], found["total"]["steps"], found["calls"]["rows"]) == (2, 6, 6)
+    assert run(path, second, *late, *log, "--resume", tmp_path / "log") == 0
+    assert "odestream: 1 row (1 late), 0 run again" in capsys.readouterr().err
 
 
 def test_a_report_is_not_written_over_anything(
