@@ -201,6 +201,8 @@ def test_a_fault_of_the_pool_itself_reaches_those_who_wait_and_ends_nothing(
 
 
 def test_the_least_limits_make_a_pool(model: Model) -> None:
+    with Pool(Fleet(model)) as pool:
+        assert pool._wait == pytest.approx(200e-6)
     with Pool(Fleet(model, largest=1), wait_us=0, most=1) as pool:
         assert isinstance(pool.step("a", [1, 2, 3], 0), Output)
 
