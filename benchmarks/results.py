@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -51,9 +51,9 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def circumstances_text() -> str:
-    """The same in one sentence."""
-    c = circumstances()
+def circumstances_text(found: Mapping[str, Any] | None = None) -> str:
+    """The same in one sentence; or those that another run found."""
+    c = found or circumstances()
     versions = ", ".join(f"{package} {version}" for package, version in c["versions"].items())
     machine = f"{c['processor']}, {c['cores']} cores, OMP_NUM_THREADS={c['threads']}"
     return f"{machine}; Python {c['python']}, {versions}; commit {c['commit']}."

@@ -1,6 +1,7 @@
 """Does state survive? Long streams with interruptions, kill −9 at random points, far clocks, and memory over time.
 
     python benchmarks/soak.py --bundle BUNDLE [--backend B] [--streams-minutes 15] [--kills-minutes 10] …
+    python benchmarks/soak.py --bundle BUNDLE --only streams    one part; the others stay as they were published
     python benchmarks/soak.py --quick    a small random cell; checks the script, writes into runs/soak only
 
 Rows are drawn from the bundle's stored vectors, 100 a second.
@@ -19,11 +20,13 @@ Writes results/soak.json and a section of RESULTS.md. Exit status 1 where a byte
 from __future__ import annotations
 
 import argparse
+import json
 import mmap
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from multiprocessing import get_context
@@ -41,10 +44,11 @@ from odestream.runtime.backends import open_engine
 from odestream.runtime.fleet import Fleet
 from odestream.runtime.flight import resume
 from odestream.runtime.recorder import Recorder
-from results import circumstances_text, markdown_table, publish, write_json
+from results import HERE, circumstances, circumstances_text, markdown_table, publish, write_json
 from soak_kills import kills
 from soak_rows import TICK, Rows, answered, digests
 
+PUBLISHED = HERE / "results" / "soak.json"
 RUNS = Path(__file__).parents[1] / "runs" / "soak"
 HOUR = 3600 * 100  # rows
 STREAMS = 64
@@ -60,33 +64,47 @@ DURABLE = (
 
 
 def main() -> None:
-    """Run every part for its minutes, print the table, and publish."""
+    """Run each part for its minutes, or one of them, print the table, and publish."""
     options = _options()
-    minutes = {part: getattr(options, f"{part}_minutes") for part in MINUTES}
     with tempfile.TemporaryDirectory() as folder:
         bundle = options.bundle or _random_bundle(Path(folder) / "bundle")
         with load(bundle, backend=options.backend) as model:
-            parts: dict[str, dict[str, Any]] = {
-                "streams": interrupted_streams(model, Path(folder), options.streams, 60 * minutes["streams"]),
-                "kills": kills(model, Path(folder), options.kills, 60 * minutes["kills"]),
-                "clocks": far_clocks(model, 60 * minutes["clocks"]),
-                "memory": memory(model, 60 * minutes["memory"]),
-            }
-            about = {"bundle": model.manifest.name, "backend": model.backend, "minutes": minutes}
-    text = section(about, parts)
+            chosen = [options.only] if options.only else list(MINUTES)
+            parts = {part: _run(part, model, Path(folder), options) for part in chosen}
+    if options.only:
+        parts = json.loads(PUBLISHED.read_text("utf-8")) | parts
+    text = section(parts)
     print(text)
     if options.quick:
-        write_json(RUNS / "soak.json", about | parts)
+        write_json(RUNS / "soak.json", parts)
     else:
-        publish("soak", about | parts, text)
+        publish("soak", parts, text)
     if failed(parts):
         sys.exit(1)
 
 
+def _run(part: str, model: Model, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What a part found, and how it was run."""
+    minutes = getattr(options, f"{part}_minutes")
+    about = {
+        "bundle": model.manifest.name,
+        "backend": model.backend,
+        "minutes": minutes,
+        "circumstances": circumstances(),
+    }
+    run: dict[str, Callable[[float], dict[str, Any]]] = {
+        "streams": lambda seconds: interrupted_streams(model, folder, options.streams, seconds),
+        "kills": lambda seconds: kills(model, folder, options.kills, seconds),
+        "clocks": lambda seconds: far_clocks(model, seconds),
+        "memory": lambda seconds: memory(model, seconds),
+    }
+    return run[part](60 * minutes) | about
+
+
 def failed(parts: dict[str, dict[str, Any]]) -> bool:
     """Whether a byte differs, a call that was finished is gone, or the children never finished one."""
-    return (
-        any(part.get("differing_bytes") or part.get("lost") for part in parts.values()) or not parts["kills"]["calls"]
+    return not parts["kills"]["calls"] or any(
+        parts[name].get("differing_bytes") or parts[name].get("lost") for name in MINUTES
     )
 
 
@@ -205,7 +223,7 @@ def memory(model: Model, seconds: float) -> dict[str, Any]:
     return {"steps": steps, "growth_bytes": sizes[-1] - sizes[0], "slope_bytes_per_million_steps": slope}
 
 
-def section(about: dict[str, Any], parts: dict[str, dict[str, Any]]) -> str:
+def section(parts: dict[str, dict[str, Any]]) -> str:
     """The table, and what was run where."""
     s, k, c, m = (parts[name] for name in MINUTES)
     slope = f"slope {m['slope_bytes_per_million_steps'] / 1024:,.1f} KiB a million steps"
@@ -223,9 +241,18 @@ def section(about: dict[str, Any], parts: dict[str, dict[str, Any]]) -> str:
     ]
     cells = [[name, amount, f"{count:,}", str(part.get("differing_bytes", ""))] for name, amount, count, part in rows]
     table = markdown_table(["", "amount", "interruptions, kills, starts", "differing bytes"], cells)
-    spent = ", ".join(f"{name} {minutes:g}" for name, minutes in about["minutes"].items())
-    how = f"{about['bundle']} on {about['backend']}; minutes: {spent}, of which kills end at {MOST_KILLS:,}."
-    return f"{table}\n\n{DURABLE}\n\n{how} {circumstances_text()}"
+    return "\n\n".join([table, DURABLE, *_how(parts)])
+
+
+def _how(parts: dict[str, dict[str, Any]]) -> list[str]:
+    """Under which circumstances each part was run, those that share them together."""
+    found: dict[str, list[str]] = {}
+    for name in MINUTES:
+        part = parts[name]
+        where = f"{part['bundle']} on {part['backend']}. {circumstances_text(part['circumstances'])}"
+        most = f" or {MOST_KILLS:,} kills" if name == "kills" else ""
+        found.setdefault(where, []).append(f"{name} {part['minutes']:g} minutes{most}")
+    return [f"{', '.join(names)}: {where}" for where, names in found.items()]
 
 
 def _random_bundle(path: Path) -> Path:
@@ -240,6 +267,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--bundle", type=Path, help="of `odestream export`; a small random cell unless given")
     parser.add_argument("--backend", default="auto")
+    parser.add_argument("--only", choices=list(MINUTES), help="run this part, and keep the others' published results")
     for part, minutes in MINUTES.items():
         parser.add_argument(f"--{part}-minutes", type=float, default=minutes)
     parser.add_argument("--streams", type=int, default=STREAMS)

@@ -14,6 +14,7 @@ import soak_kills
 from odestream.runtime import Model, TimeError, load
 from odestream.runtime.fleet import Fleet
 from odestream.runtime.recorder import Recorder
+from results import circumstances
 from soak_rows import BLOCK, Rows, answered
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
@@ -96,9 +97,13 @@ def test_clocks_and_memory_are_measured(model: Model) -> None:
 
 
 def test_the_table_says_what_was_finished_and_lost() -> None:
-    text = soak.section({"bundle": "b", "backend": "e", "minutes": soak.MINUTES}, PARTS)
+    about = {"bundle": "b", "backend": "e", "minutes": 2, "circumstances": circumstances()}
+    other = {"circumstances": circumstances() | {"commit": "another"}}
+    text = soak.section({name: part | about | (other if name == "memory" else {}) for name, part in PARTS.items()})
     assert "| kill −9 | 7 calls and 2 snapshots finished, 0 lost, the generation before read 1 times | 5 | 0 |" in text
-    assert "minutes: streams 15, kills 10," in text
+    assert "streams 2 minutes, kills 2 minutes or 10,000 kills, clocks 2 minutes: b on e." in text
+    assert "memory 2 minutes: b on e." in text
+    assert "commit another." in text
     assert not soak.failed(PARTS)
 
 

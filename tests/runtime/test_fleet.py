@@ -1,5 +1,6 @@
 """Named streams under policies, against plain streams that get by hand what the policy should make of a row."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from odestream.runtime.fleet import Fleet, Observation
 from odestream.runtime.history import STRIDE
 from odestream.runtime.policies import Policies
 from odestream.runtime.shelf import Shelf
+from odestream.runtime.telemetry import Telemetry
 from tests.helpers.streams import SECOND, continues_like, forged, irregular, same, same_state
 from tests.helpers.tiny_bundle import Tiny, write_tiny
+from tests.runtime.test_batch import close
 
 NAN = float("nan")
 
@@ -86,6 +89,34 @@ def test_held_values_survive_a_snapshot_and_the_shelf(model: Model) -> None:
     answers = [one(each, [NAN, NAN, NAN], SECOND) for each in (fleet, other)]
     assert same(*answers)
     assert same(answers[0], _after(model).step([0.1, 7, 0], SECOND, [1, 1, 0]))
+
+
+def test_values_are_held_of_streams_that_share_a_call(model: Model) -> None:
+    fleet = Fleet(model, Policies(on_missing="hold"))
+    fleet.step([Observation(name, [1, 2, i], 0) for i, name in enumerate("ab")])
+    assert [fleet.states()[name].held for name in "ab"] == [(1, 2, 0), (1, 2, 1)]
+    assert fleet.state("b") is not None
+    assert fleet.state("c") is None
+
+
+def test_a_fleet_takes_hundreds_of_streams_a_call(model: Model) -> None:
+    """More than the small integers that are one object each, and than the batcher's largest call."""
+    fleet, twin = Fleet(model), model.stream()
+    expected = twin.step([1, 2, 3], 0)
+    answers = fleet.step([Observation(f"s{i}", [1, 2, 3], 0) for i in range(300)])
+    assert all(isinstance(answer, Output) and close(answer, expected) for answer in answers)
+
+
+def test_a_fleet_counts_on_in_another_telemetry(model: Model) -> None:
+    fleet, telemetry = Fleet(model), Telemetry()
+    one(fleet, [1, 2, 3], 0)
+    fleet.continue_with(None, telemetry)
+    start = time.perf_counter()
+    one(fleet, [1, 2, 3], SECOND)
+    assert (fleet.telemetry.rows, telemetry.rows) == (1, 1)
+    assert 0 < telemetry.seconds <= time.perf_counter() - start
+    fleet.continue_with(None)
+    assert fleet.telemetry.rows == 0
 
 
 def _after(model: Model) -> Any:

@@ -200,6 +200,13 @@ def test_a_fault_of_the_pool_itself_reaches_those_who_wait_and_ends_nothing(
         assert isinstance(pool.step("a", [1, 2, 3], 0), Output)
 
 
+def test_the_least_limits_make_a_pool(model: Model) -> None:
+    with Pool(Fleet(model)) as pool:
+        assert pool._wait == pytest.approx(200e-6)
+    with Pool(Fleet(model, largest=1), wait_us=0, most=1) as pool:
+        assert isinstance(pool.step("a", [1, 2, 3], 0), Output)
+
+
 @pytest.mark.parametrize("options", [{"wait_us": -1}, {"most": 0}, {"idle": 0.0}])
 def test_limits_that_make_no_sense_are_refused(model: Model, options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="give a wait from 0"):
