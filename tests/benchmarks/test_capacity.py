@@ -173,7 +173,15 @@ def test_the_verdicts_fall_where_the_figures_do() -> None:
     assert len(verdicts(_result(good, bad, blind))) == 2 + 2 + 2
     turned = verdicts(_result(bad, good, good))
     assert [said.split(":")[0] for said in turned] == ["**Falsified**"] * 6
-    assert any("20 keys" in said and "0.60 against 0.21" in said for said in turned)
+    assert any("20 keys" in said and "0.60 against 0.21 at best" in said for said in turned)
+
+
+def test_a_rival_is_judged_by_its_best_seed() -> None:
+    result = _result([0.2, 0.21, 0.22], [1.0, 1.0, 1.0], [0.2, 0.95, 1.0])
+    result["parts"]["pairs"]["4096"]["models"][SQUARE]["errors"][1] = [0.1, 0.2, 0.3]
+    fallen = [said for said in verdicts(result) if said.startswith("**Falsified**")]
+    assert len(fallen) == 1
+    assert "20 keys" in fallen[0]
 
 
 def test_a_part_of_a_plan_is_measured_and_not_published_and_an_unknown_name_lists_the_known(
