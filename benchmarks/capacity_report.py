@@ -29,10 +29,14 @@ would be too narrow. Full attention is the ceiling: its state, shown full, grows
 one state has all the bytes; a row holds key and value, so one layer can find them. All rivals that look up by key start
 with queries equal to keys, as ours does. Two more things are set in the gated DeltaNet's favour: it has no short
 convolutions, whose state it would pay for and whose first weights mix each row with the one before, and it forgets
-slowly at first; as published, it learnt nothing in so few steps. "Wide keys" has values 8
-wide and as many rows of keys as the bytes allow, in place of a square matrix. Sequences grow over the first 40 % of the
-steps. Where there is noise between pairs and questions, rivals start from a state that noise left. Slots hold a pair
-each and take no other once they are full of events as strong: beyond them ours recalls what came first."""
+slowly at first; as published, it learnt nothing in so few steps. "Wide keys" has values 8 wide and as many rows of keys
+as the bytes allow, in place of a square matrix. Sequences grow over the first 40 % of the steps. Where there is noise
+between pairs and questions, rivals start from a state that noise left.
+
+A verdict compares our median with a rival's best seed, since some of their trainings never leave the plateau at 1.
+Slots hold a pair each and take no other once they are full of events as strong: ours recalls what came first, and gives
+its neighbour's value for what it has lost, which is worse than silence. That is why its error climbs past that of a
+matrix, which fades. A gated DeltaNet still improves when the steps end; `--tasks patient` gives three times as many."""
 
 
 def report(result: dict[str, Any]) -> str:
@@ -69,12 +73,17 @@ def median(at: dict[str, Any], name: str, place: int) -> float:
     return statistics.median([float(seed[place]) for seed in at["models"][name]["errors"]])
 
 
+def best(at: dict[str, Any], name: str, place: int) -> float:
+    """Of the seeds: a rival whose training did not leave the plateau at 1 would be beaten by nobody's merit."""
+    return min(float(seed[place]) for seed in at["models"][name]["errors"])
+
+
 def _reach(at: dict[str, Any]) -> list[tuple[bool, str]]:
     places = range(len(at["points"]))
     ours, longest = [median(at, OURS, place) for place in places], at["points"][-1]
     said = [(max(ours) <= RECALLED, f"8 pairs, gaps up to {longest:,}: ours is {max(ours):.2f} off at most")]
     if WINDOW in at["models"]:
-        inside, *beyond = (median(at, WINDOW, place) for place in places)
+        inside, *beyond = (best(at, WINDOW, place) for place in places)
         text = f"8 pairs: the sliding window is {inside:.2f} off inside its reach, {min(beyond):.2f} at least beyond"
         said.append((min(beyond) >= NOTHING, text))
     return [*said, *(_against(at, name, "8 pairs", len(places) - 1, f"gap {longest:,}") for name in _rivals(at))]
@@ -98,9 +107,9 @@ def _rivals(at: dict[str, Any]) -> list[str]:
 
 
 def _against(at: dict[str, Any], name: str, where: str, place: int, point: str) -> tuple[bool, str]:
-    ours, theirs = median(at, OURS, place), median(at, name, place)
+    ours, theirs = median(at, OURS, place), best(at, name, place)
     label = CONTENDERS[name].label
-    return ours < theirs, f"{where}, {point}: ours errs less than {label}, {ours:.2f} against {theirs:.2f}"
+    return ours < theirs, f"{where}, {point}: ours errs less than {label}, {ours:.2f} against {theirs:.2f} at best"
 
 
 def _table(name: str, at: dict[str, Any]) -> str:

@@ -22,17 +22,17 @@ from odestream.models.memory_path import recall_path
 from odestream.models.model import Model
 from odestream.models.unroll import unroll
 from recall_task import noise
-from recall_training import Recipe
 
 CELL_RATE = 1e-3
 SHORT = 0.2  # ease of the sequences that the whole cell learns from
 SHARPNESS_RATE = 100.0  # × the learning rate: it starts at 8, and near keys take some 50 to be told apart
 LEARNT = 0.5  # error below which the pressure on writes is raised
+BUDGET, BUDGET_RISE = 0.3, 200  # what it is raised to, over so many steps
+PULL = 0.02
 GATE_RATE = 3.0  # × the learning rate
 EXPLORED = 0.05  # share of rows that are written at half strength at least, in the first half
 GROWN = 0.4  # share of the training after which sequences have their full length
 WARM = 0.1
-PULL = 0.02  # of the pressure on writes, what also moves a saturated gate
 PASSED = 32  # noise rows whose state is passed on, at most
 PIECE = 128  # rows of a sequence that are tried at once
 
@@ -116,21 +116,21 @@ def _train_cell(model: Cell, task: Task, schedule: Schedule, make: torch.Generat
 
 
 class _Budget:
-    """Weight of the pressure on writes, raised while answers are good, as in the recipe of event recall."""
+    """Weight of the pressure on writes, raised while answers are good: from the first step on it would end learning."""
 
     def __init__(self) -> None:
-        self._recipe, self._error, self._weight = Recipe(), 1.0, 0.0
+        self._error, self._weight = 1.0, 0.0
 
     def after(self, error: float) -> float:
         """The weight after a batch with this error."""
-        recipe = self._recipe
         self._error += 0.05 * (error - self._error)
         if self._error < LEARNT:
-            self._weight = min(self._weight + recipe.budget / recipe.budget_rise, recipe.budget)
+            self._weight = min(self._weight + BUDGET / BUDGET_RISE, BUDGET)
         return self._weight
 
 
 def _pressure(gate: WriteGate) -> Tensor:
+    """How far the gate is from exactly zero, over all rows alike; the second part also moves a saturated gate."""
     return torch.mean(openness(gate.logit) + PULL * F.softplus(gate.logit))
 
 
