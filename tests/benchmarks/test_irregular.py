@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import ablations
-import irregular
 import irregular_data
 from ablations import COPIES, PARTS, THINNED
 from equal_models import build, fit
@@ -162,12 +161,9 @@ def test_training_makes_a_model_better_than_the_last_value_it_starts_from(short:
     assert 0 < validation < 5
 
 
-def test_a_sweep_measures_all_models_chooses_rates_and_reports(
-    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_measures_all_models_chooses_rates_and_reports(short: None, tmp_path: Path) -> None:
     del short
-    monkeypatch.setattr(irregular, "NAMES", {name: NAMES[name] for name in (OURS, GRU_DT)})
-    plan = dataclasses.replace(QUICK, sizes=TINY, rates=(1e-4, 1e-2), kinds=QUICK.kinds[:1])
+    plan = dataclasses.replace(QUICK, sizes=TINY, rates=(1e-4, 1e-2), kinds=QUICK.kinds[:1], names=(OURS, GRU_DT))
     result = measure(plan, Sweep(tmp_path / "points.json"))
     assert set(result["learning_rates"].values()) <= set(plan.rates)
     assert f"| {GRU_DT} |" in report(result)
