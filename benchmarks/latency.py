@@ -5,7 +5,8 @@ same weights and inputs everywhere. A subject is timed only after it has given t
 one that does not is reported instead. All are timed in one run of interleaved rounds, and compared by medians.
 
 Beside it: the distance to reading every weight at this core's bandwidth, batch 64 against batch 1 and against its
-rate of multiplying matrices, a million steps of one stream, and the GRU that a user would otherwise ship.
+rate of multiplying matrices, a stream a million steps old beside a fresh one, what the guards cost, and the GRU that a
+user would otherwise ship.
 
     pip install 'odestream[bench]'; python -m odestream.runtime.kernels.build
     python benchmarks/latency.py --prepare    exports, compiles, trains the GRU into runs/latency: 10 minutes, once
@@ -30,9 +31,11 @@ from typing import Any
 import torch
 
 import latency_peers
+from latency_flat import flatness
 from latency_gru import Sweep, gru_on_co2
+from latency_guards import guards
 from latency_limits import product_rate, reader
-from latency_measure import Parity, Timed, check, flatness, time_all
+from latency_measure import Parity, Timed, check, time_all
 from latency_model import (
     Arrays,
     Inputs,
@@ -68,19 +71,21 @@ READ, PASSES = "reader", 50
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured. seconds, rounds: of each subject. calls: of the long stream. compilers: whether those
-    that take long to build take part. gru: whether it is trained and timed."""
+    """How much is measured. seconds, rounds: of each subject. calls: of the long stream. turns: of blocks that
+    compare it, and the guards. compilers: whether those that take long to build take part. gru: whether it is trained
+    and timed."""
 
     steps: tuple[int, ...] = (1, 4, 16)
     rows: int = 32
     seconds: float = 1.0
     rounds: int = 15
     calls: int = 1_000_000
+    turns: int = 400
     compilers: bool = True
     gru: bool = True
 
 
-QUICK = Plan(steps=(1, 4), rows=8, seconds=0.02, rounds=2, calls=1000, compilers=False, gru=False)
+QUICK = Plan(steps=(1, 4), rows=8, seconds=0.02, rounds=2, calls=1000, turns=3, compilers=False, gru=False)
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,8 @@ def measure(plan: Plan, folder: Path, timing: bool = True) -> dict[str, Any]:
             "absent": latency_peers.absent(),
             "versions": latency_peers.versions(),
             "limits": _limits(bench, plan, time, rate),
-            "flat": None if native is None else flatness(native, bench.inputs, plan.calls),
+            "flat": None if native is None else flatness(native, bench.inputs, plan.calls, plan.turns),
+            "guards": guards(bench.models, bench.inputs, plan.turns),
             "gru": gru,
             "ratios": _ratios(time, plan),
         }
@@ -162,6 +168,8 @@ def _makers(bench: Bench, steps: int, plan: Plan, folder: Path) -> Iterator[tupl
         call, stream = f"{titles[backend]}, one call", f"{titles[backend]}, Stream.step"
         yield call, partial(bound_engine, call, model, inputs, steps)
         yield stream, partial(stream_step, stream, model, inputs, steps)
+        if backend == "native" and steps == plan.steps[0]:
+            yield f"{stream} of a list", partial(stream_step, f"{stream} of a list", model, inputs, steps, lists=True)
     yield "ONNX Runtime, plain export", lambda: plain_session("ONNX Runtime, plain export", cell, graph, inputs, steps)
     yield "torch eager", lambda: torch_eager("torch eager", cell, inputs, steps, None)
     rk4 = torchdiffeq_integrator("rk4", steps)

@@ -1,19 +1,16 @@
-"""How latency.py measures: parity first, then everything in turn; and whether a long stream stays flat."""
+"""How latency.py measures: parity first, then everything in turn."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from latency_limits import resident_bytes
 from latency_model import CHECKED, Arrays, Inputs
-from latency_subjects import Contender, stream_step
-from odestream.runtime import Model
+from latency_subjects import Contender
 from odestream.runtime.contract.tolerances import tolerances
 from odestream.runtime.verbs.latency import Measured, measure, median_ratio, summary
 
@@ -79,35 +76,6 @@ def time_all(contenders: Sequence[Contender], seconds: float, rounds: int) -> Ti
     return Timed(dict(zip(keys, results, strict=True)))
 
 
-def flatness(model: Model, inputs: Inputs, calls: int) -> dict[str, Any]:
-    """A stream of `calls` steps: median time and resident memory at each power of ten, and slopes beyond the first.
-
-    A slope is fitted to a hundred equal parts of the stream, the first ten left out (caches and the allocator settle
-    there), with its standard error.
-    """
-    contender, size = stream_step("stream", model, inputs, 1), max(1, calls // 100)
-    marks = [10**k for k in range(2, round(math.log10(calls)) + 1)]
-    medians, memory, at = [], [], {}
-    times: list[int] = []
-    for i in range(calls):
-        contender.prepare(i)
-        begin = time.perf_counter_ns()
-        contender.call()
-        times.append(time.perf_counter_ns() - begin)
-        if i + 1 in marks:
-            at[str(i + 1)] = {"p50_us": float(np.median(times[-1000:])) / 1000, "resident_bytes": resident_bytes()}
-        if len(times) == size:
-            medians.append(float(np.median(times)) / 1000)
-            memory.append(float(resident_bytes()))
-            times = times[-1000:] if size > 1000 else []
-    return {
-        "calls": calls,
-        "at": at,
-        "time": _slope(medians[10:], size),
-        "memory": _slope(memory[10:], size),
-    }
-
-
 def _exact(found: Arrays, wanted: Arrays) -> Parity:
     table, rows = tolerances("fp32", "onnxruntime"), []
     for name in CHECKED:
@@ -127,13 +95,3 @@ def _solved(found: Arrays, wanted: Arrays, rtol: float, atol: float) -> Parity:
 
 def _finite(error: Any) -> float:
     return float(error) if np.isfinite(error) else math.inf
-
-
-def _slope(values: Sequence[float], calls: int) -> dict[str, float]:
-    """Least squares over parts of `calls` calls: change for each million calls, its standard error, and the middle."""
-    x, y = np.arange(len(values)) * calls / 1e6, np.asarray(values)
-    centred = x - x.mean()
-    slope = float((centred * y).sum() / (centred * centred).sum())
-    rest = y - y.mean() - slope * centred
-    error = math.sqrt(float((rest * rest).sum()) / (len(y) - 2) / float((centred * centred).sum()))
-    return {"per_million": slope, "standard_error": error, "median": float(np.median(y))}

@@ -71,16 +71,17 @@ def bound_engine(name: str, model: Model, inputs: Inputs, steps: int | None, bat
     )
 
 
-def stream_step(name: str, model: Model, inputs: Inputs, steps: int) -> Contender:
-    """`Stream.step` as a user calls it, held to one number of solver steps."""
+def stream_step(name: str, model: Model, inputs: Inputs, steps: int, lists: bool = False) -> Contender:
+    """`Stream.step` as a user calls it, held to one number of solver steps. lists: x as a list of Python's floats."""
     stream = model.stream(buckets=(steps,))
+    rows: list[Any] = inputs.x.tolist() if lists else list(inputs.x)
     gap = int(inputs.ticks[1] - inputs.ticks[0])
     given: list[Any] = []
     results: list[Any] = []
 
     def prepare(i: int) -> None:
         last = stream.last_tick
-        given[:] = inputs.x[i % inputs.rows], int(inputs.ticks[0]) if last is None else last + gap
+        given[:] = rows[i % inputs.rows], int(inputs.ticks[0]) if last is None else last + gap
 
     def call() -> None:
         results[:] = [stream.step(*given)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ import pytest
 import torch
 
 from latency import QUICK, Plan, measure
+from latency_flat import flatness
 from latency_gru import Gru
 from latency_limits import reader
-from latency_measure import check, flatness
+from latency_measure import check
 from latency_model import Arrays, Inputs, drawn_cell, drawn_inputs, matrix_floats, torch_answers, weight_floats
+from latency_paired import CALLS, WARM, Side, in_turn, interval, median_of
 from latency_report import criteria, draw, report
 from latency_subjects import Contender, torch_eager, torchdiffeq_integrator
 from odestream.export.protocol import check_module
 from odestream.models.cell import Cell
 from odestream.models.config import PRESETS, Sizes
-from odestream.runtime import load
+from odestream.runtime import Stream, load
 from odestream.runtime.contract.manifest import TimeSpec
 from tests.helpers.calibration import skip_calibration
 from tests.helpers.tiny_bundle import Tiny, write_tiny
@@ -34,7 +37,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         skip_calibration(monkeypatch)
         monkeypatch.setattr("odestream.runtime.verbs.latency.WARMUP_CALLS", 2)
-        return measure(dataclasses.replace(QUICK, steps=(1,), calls=300), tmp_path_factory.mktemp("latency"))
+        return measure(dataclasses.replace(QUICK, steps=(1,), calls=1000), tmp_path_factory.mktemp("latency"))
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +117,56 @@ def test_a_criterion_is_met_exactly_when_its_bound_is_kept(quick: dict[str, Any]
     batch = found["native, rows a second at batch 64 / batch 1"]
     assert (batch["measured"], batch["met"]) == (pytest.approx(1.5), False)
     assert "native / torch eager, 1 solver step" not in found
+    aged = {**quick["flat"], "at": {"100": {"to_fresh": [1, 1, 1]}, "1000": {"to_fresh": [0.995, 1.001, 1.02]}}}
+    costs = {backend: {"cost_us": [1.0, 1.5, end]} for backend, end in (("native", 1.9), ("onnxruntime", 2.1))}
+    found = {row["criterion"]: row for row in criteria({**quick, "flat": aged, "guards": costs})}
+    flat = found["step of an aged stream / of a fresh one, farthest from 1"]
+    assert (flat["measured"], flat["met"]) == (pytest.approx(0.02), False)
+    assert found["guards at batch 1, native, µs a step"]["met"] is True
+    assert found["guards at batch 1, onnxruntime, µs a step"]["met"] is False
 
 
-def test_memory_that_grows_shows_as_a_slope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    grown = iter(range(0, 10**9, 4096))
-    monkeypatch.setattr("latency_measure.resident_bytes", lambda: next(grown))
+def test_memory_that_grows_and_steps_that_slow_down_with_age_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown, step = iter(range(0, 10**9, 4096)), Stream.step
+
+    def slower(stream: Stream, x: Any, t: int) -> Any:
+        if stream.counters.steps >= 1000:
+            time.sleep(5e-3)
+        return step(stream, x, t)
+
+    monkeypatch.setattr("latency_flat.resident_bytes", lambda: next(grown))
+    monkeypatch.setattr(Stream, "step", slower)
     with load(write_tiny(tmp_path / "bundle", Tiny(buckets=(1, 4)))) as model:
-        found = flatness(model, drawn_inputs(model.manifest.time, 6, channels=3), 200)
-    assert set(found["at"]) == {"100"}
-    assert found["memory"]["per_million"] == pytest.approx(4096 * 1e6 / 2, rel=0.02)
-    assert found["time"]["median"] > 0
+        found = flatness(model, drawn_inputs(model.manifest.time, 6, channels=3), 1000, turns=2)
+    assert list(found["at"]) == ["100", "1000"]
+    assert found["grown_bytes"] == 4096
+    assert found["at"]["100"]["to_fresh"] == [1.0, 1.0, 1.0]
+    assert found["at"]["1000"]["to_fresh"][1] > 2
+
+
+def test_an_interval_holds_the_figure_and_narrows_with_the_turns() -> None:
+    rng = np.random.default_rng(1)
+    few, many = ({name: rng.normal(at, 1, turns) for name, at in (("a", 9), ("b", 12))} for turns in (16, 1600))
+    difference = [interval(lambda m: median_of(m, "b") - median_of(m, "a"), medians) for medians in (few, many)]
+    assert all(low < 3 < high and low <= middle <= high for low, middle, high in difference)
+    widths = [high - low for low, _, high in difference]
+    assert widths[1] < widths[0] / 4
+
+
+def test_sides_take_turns_and_the_first_calls_of_a_block_do_not_count() -> None:
+    calls: list[str] = []
+    sides = {
+        name: Side(lambda n=name: calls.append(n.upper()), lambda _: None, lambda n=name: calls.append(n))
+        for name in ("a", "b")
+    }
+    assert {name: len(medians) for name, medians in in_turn(sides, 2).items()} == {"a": 2, "b": 2}
+    blocks = [["A", *"a" * CALLS], ["B", *"b" * CALLS]]
+    assert calls == [*blocks[0], *blocks[1], *blocks[1], *blocks[0]]
+    slow_start = iter([0.01] * WARM + [0.0] * (CALLS - WARM))
+    (median,) = in_turn({"a": Side(lambda: None, lambda _: None, lambda: time.sleep(next(slow_start)))}, 1)["a"]
+    assert median < 5000
 
 
 def test_the_gru_steps_as_it_was_unrolled_in_training() -> None:
