@@ -32,7 +32,8 @@ class DeviceBlock:
         mirror = _Mirror(cuda, self.size)
         self._pinned, memory = mirror.address, np.asarray(mirror)
         held: list[int] = []
-        weakref.finalize(self, _release, cuda, held)
+        free = weakref.finalize(self, _release, cuda, held)
+        free.atexit = False  # a daemon thread may be inside the library then
         self.addresses = [_allocate(cuda, self.size, held) for _ in range(copies)]
         self.host: dict[str, NDArray[Any]] = {
             name: memory[start : start + math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
@@ -58,7 +59,8 @@ class _Mirror:
     def __init__(self, cuda: Cuda, size: int) -> None:
         self.address, memory = cuda.pinned(size)
         self.__array_interface__ = memory.__array_interface__
-        weakref.finalize(self, cuda.free_pinned, self.address)
+        free = weakref.finalize(self, cuda.free_pinned, self.address)
+        free.atexit = False  # a daemon thread may be inside the library then
 
 
 def _allocate(cuda: Cuda, size: int, held: list[int]) -> int:

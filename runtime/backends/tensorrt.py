@@ -154,7 +154,8 @@ class TensorrtBinding:
         self._stream = cuda.stream()
         self._steps: dict[str, tuple[Any, tuple[Any, Any]]] = {}
         self._graphs: list[Any] = []
-        weakref.finalize(self, _release, cuda, self._stream, self._graphs)
+        free = weakref.finalize(self, _release, cuda, self._stream, self._graphs)
+        free.atexit = False  # a daemon thread may be inside the library then
         self._side = 0
         start = initial(spec.state, batch)
         for copy in range(_STATE_COPIES):
