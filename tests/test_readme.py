@@ -8,6 +8,7 @@ import pytest
 
 from odestream.export import export_bundle
 from odestream.models.config import CellConfig
+from odestream.runtime import Output
 from odestream.runtime.cli import main
 from odestream.runtime.contract.manifest import TaskSpec, TimeSpec
 from tests.helpers.calibration import skip_calibration
@@ -47,17 +48,25 @@ def test_the_gru_example_exports_with_the_command_beside_it(tmp_path: Path, monk
     assert (tmp_path / "gru_bundle" / "manifest.json").is_file()
 
 
-def test_the_streaming_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def bundle_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle of the CO₂ record's kind in the working directory."""
     time = TimeSpec("iso", "day", ticks_per_model_unit=70 * 86_400e9, frequencies=CONFIG.frequencies)
     task = TaskSpec("forecast", ("co2_ppm",), ("co2_ppm",), time="time")
     skip_calibration(monkeypatch)
     export_bundle(random_cell(CONFIG), tmp_path / "bundle", task=task, time=time, buckets=(2, 4), verify_steps=20)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("bundle_here")
+def test_the_streaming_examples_run() -> None:
     names: dict[str, object] = {}
     exec(snippet("stream.snapshot()"), names)  # noqa: S102 (the README's own words are what is tested)
     ahead = names["ahead"]
     assert isinstance(ahead, list)
     assert len(ahead) == 2
+    exec(snippet("Pool("), names)  # noqa: S102
+    assert all(isinstance(names[name], Output) for name in ("north", "south", "out", "later"))
 
 
 def test_nothing_is_left_to_be_filled_in() -> None:
