@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from latency_limits import resident_bytes
 from latency_model import Inputs
 from latency_paired import Medians, Side, in_turn, interval, median_of
 from odestream.runtime import Model
 
+SURE = 0.004
+"""How wide the interval of a ratio may be, as a share of it, before more turns are measured."""
+
+MOST = 16
+"""As many times the turns that were asked for are measured at most."""
+
 
 def flatness(model: Model, inputs: Inputs, calls: int, turns: int) -> dict[str, Any]:
     """A stream of `calls` steps beside a fresh one, which is put back to its hundredth step again and again.
 
-    At each power of ten the two step in turn. What counts is their ratio there over their ratio at the first: where a
-    stream's buffers happen to lie makes it a percent faster or slower than another from the beginning. Memory: how much
-    the process has grown in the last nine tenths of the steps.
+    At each power of ten the two step in turn: `turns` times, then twice as often until their ratio is sure. What
+    counts, from the second on, is that ratio over the one at the first: where a stream's buffers happen to lie makes it
+    a percent faster or slower than another from the beginning. Memory: how much the process has grown in the last nine
+    tenths of the steps.
     """
     marks = [10**k for k in range(2, round(math.log10(calls)) + 1)]
     aging, fresh = _Walk(model, inputs), _Walk(model, inputs)
     fresh.go(marks[0])
     beside, age = fresh.held(), 0
-    first: Medians = {}
+    first: Medians | None = None
     at: dict[str, dict[str, Any]] = {}
     for mark in marks:
         aging.go(mark - age)
         resident, own, age = resident_bytes(), aging.held(), mark
-        found = in_turn({"aged": own, "fresh": beside}, turns)
+        found = _until_sure({"aged": own, "fresh": beside}, turns)
         own.begin()
-        first = first or {f"{name} at first": medians for name, medians in found.items()}
-        at[str(mark)] = {
-            "p50_us": median_of(found, "aged"),
-            "resident_bytes": resident,
-            "to_fresh": interval(_change, {**found, **first}),
-        }
+        row = {"p50_us": median_of(found, "aged"), "resident_bytes": resident, "turns": len(found["aged"])}
+        at[str(mark)] = row if first is None else {**row, "to_fresh": interval(_change, found, first)}
+        first = first or found
     last, before = (at[str(mark)]["resident_bytes"] for mark in (marks[-1], marks[-2]))
     return {"calls": calls, "at": at, "grown_bytes": last - before}
 
@@ -67,6 +74,24 @@ class _Walk:
         self._stream.step(*self._given)
 
 
-def _change(medians: Medians) -> float:
-    now = median_of(medians, "aged") / median_of(medians, "fresh")
-    return now / (median_of(medians, "aged at first") / median_of(medians, "fresh at first"))
+def _until_sure(sides: Mapping[str, Side], turns: int) -> Medians:
+    """More turns while it is the machine's noise that says how the two compare; how they compare does not matter."""
+    found = in_turn(sides, turns)
+    while len(found["aged"]) < MOST * turns and _width(found) > SURE:
+        more = in_turn(sides, len(found["aged"]))
+        found = {name: np.concatenate([medians, more[name]]) for name, medians in found.items()}
+    return found
+
+
+def _width(found: Medians) -> float:
+    low, middle, high = interval(_ratio, found)
+    return (high - low) / middle
+
+
+def _change(now: Medians, first: Medians) -> float:
+    return _ratio(now) / _ratio(first)
+
+
+def _ratio(medians: Medians) -> float:
+    """Median over turns of each turn's own ratio, which a machine that changes its pace between turns leaves alone."""
+    return float(np.median(medians["aged"] / medians["fresh"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,28 +11,29 @@ import numpy as np
 from latency_model import Inputs
 from latency_paired import Side, in_turn, interval, median_of
 from odestream.runtime import Model
+from odestream.runtime.arena import aligned
 from odestream.runtime.backends import Binding
 from odestream.runtime.backends.native import NativeEngine
 from odestream.runtime.clock import Clock
 from odestream.runtime.intake import Intake
-from odestream.runtime.kernels.library import load_library
+from odestream.runtime.kernels.library import Call, load_library
 
 
 def guards(models: Mapping[str, Model], inputs: Inputs, turns: int) -> dict[str, dict[str, Any]]:
     """Backend → µs of a call at batch 1 and one solver step, without guards and with them, and the difference.
 
-    On native the guards lie inside the library's `odestream_stream_step`, which also keeps time, phases and buckets:
-    the difference to the bare `odestream_step` is at least what the guards cost.
+    Both sides copy x into a buffer and make one call. On native both are calls of the library, of one model: the bare
+    one is `odestream_step`, again and again from one state. The guards lie inside `odestream_stream_step`, which also
+    keeps time, phases and buckets: the difference is at least what the guards cost.
     """
     found = {}
     for backend, model in models.items():
-        binding = model.bind(1)
+        binding, rows = model.bind(1), _Rows(inputs)
         for name, values in inputs.row(1).items():
             np.copyto(binding.inputs[name], values)
-        rows = _Rows(inputs)
-        guarded = _native(model, rows) if backend == "native" else _in_python(model, binding, rows)
-        sides = {"bare": _bare(binding, rows), "guarded": Side(lambda: None, rows.prepare, guarded)}
-        medians = in_turn(sides, turns)
+        calls = (_Native if backend == "native" else _InPython)(model, binding, rows)
+        sides = {"bare": calls.bare, "guarded": calls.guarded}
+        medians = in_turn({name: Side(lambda: None, rows.prepare, call) for name, call in sides.items()}, turns)
         found[backend] = {
             "bare_us": median_of(medians, "bare"),
             "guarded_us": median_of(medians, "guarded"),
@@ -53,45 +54,57 @@ class _Rows:
         self.tick += self._gap
 
 
-def _bare(binding: Binding, rows: _Rows) -> Side:
-    x = binding.inputs["x"][0]
+class _InPython:
+    """A call of the engine, and the same with the guards of `odestream.runtime.core` around it."""
 
-    def call() -> None:
-        x[...] = rows.x
-        binding.run("1")
-        binding.swap()
+    def __init__(self, model: Model, binding: Binding, rows: _Rows) -> None:
+        self._binding, self._rows, self._x = binding, rows, binding.inputs["x"][0]
+        self._clock, self._intake = Clock(model.manifest.time), Intake(model.manifest, binding.inputs)
+        self._last = -1
 
-    return Side(lambda: None, rows.prepare, call)
+    def bare(self) -> None:
+        self._x[...] = self._rows.x
+        self._binding.run("1")
+        self._binding.swap()
 
-
-def _in_python(model: Model, binding: Binding, rows: _Rows) -> Callable[[], None]:
-    """The guards of `odestream.runtime.core`, around the call that the other side makes."""
-    clock, intake, last = Clock(model.manifest.time), Intake(model.manifest, binding.inputs), -1
-
-    def call() -> None:
-        nonlocal last
-        now = clock.tick(rows.tick)
-        if now <= last:
+    def guarded(self) -> None:
+        binding, rows = self._binding, self._rows
+        now = self._clock.tick(rows.tick)
+        if now <= self._last:
             raise RuntimeError("time stands still")
-        intake.observe(rows.x, None)
+        self._intake.observe(rows.x, None)
         binding.run("1")
         if not binding.finite():
             raise RuntimeError("the cell left finite numbers")
         binding.swap()
-        last = now
-
-    return call
+        self._last = now
 
 
-def _native(model: Model, rows: _Rows) -> Callable[[], None]:
-    core = NativeEngine(load_library(), model.bundle).core((1,))
-    step, x = core.model.library.odestream_stream_step, core.x.ctypes.data
-    flat = np.zeros(core.reader.width, np.float32)
-    given = core.reader.place(flat.ctypes.data)
+class _Native:
+    """A call of the library's step over the binding's buffers, and one of its stream's step; holds what both need."""
 
-    def call() -> None:
+    def __init__(self, model: Model, binding: Binding, rows: _Rows) -> None:
+        self._rows, self._x = rows, binding.inputs["x"][0]
+        self._core = NativeEngine(load_library(), model.bundle).core((1,))
+        self._model, library = self._core.model, self._core.model.library
+        self._step, self._stream_step = library.odestream_step, library.odestream_stream_step
+        scratch = aligned((self._model.scratch_bytes,), np.uint8)
+        states = {"state": binding.arena, "next_state": binding.next_arena}
+        self._arrays = {**binding.inputs, **binding.outputs, **states, "scratch": scratch}
+        self._call = Call(batch=1, **{name: array.ctypes.data for name, array in self._arrays.items()})
+        self._flat = np.zeros(self._core.reader.width, np.float32)
+        self._given = self._core.reader.place(self._flat.ctypes.data)
+        self._call_at, self._given_at = ctypes.addressof(self._call), ctypes.addressof(self._given)
+        self._stream_x_at = self._core.x.ctypes.data
+
+    def bare(self) -> None:
+        self._x[...] = self._rows.x
+        if self._step(self._model.pointer, self._call_at, 1):
+            raise RuntimeError("the library refused a call")
+
+    def guarded(self) -> None:
+        core, rows = self._core, self._rows
         now = core.tick(rows.tick)
-        if step(core.pointer, now, x, core.take(now, rows.x, None), ctypes.addressof(given)):
+        seen = core.take(now, rows.x, None)
+        if self._stream_step(core.pointer, now, self._stream_x_at, seen, self._given_at):
             raise RuntimeError("the library refused a step")
-
-    return call

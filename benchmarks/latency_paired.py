@@ -39,21 +39,26 @@ def in_turn(sides: Mapping[str, Side], turns: int) -> Medians:
     return {name: np.array(medians) for name, medians in found.items()}
 
 
-def interval(figure: Callable[[Medians], float], medians: Medians) -> list[float]:
-    """[low, figure, high]: the figure of all turns, and between what it lies when turns are drawn again (bootstrap)."""
-    turns = min(len(values) for values in medians.values())
+def interval(figure: Callable[..., float], *runs: Medians) -> list[float]:
+    """[low, figure, high]: the figure of the runs, and between what it lies when turns are drawn again (bootstrap).
+
+    figure: of as many runs as are given; each one's turns are drawn by themselves.
+    """
     rng = np.random.default_rng(0)
-    drawn = []
-    for _ in range(DRAWS):
-        chosen = rng.integers(0, turns, turns)
-        drawn.append(figure({name: values[chosen] for name, values in medians.items()}))
+    drawn = [figure(*(_drawn(run, rng) for run in runs)) for _ in range(DRAWS)]
     low, high = np.quantile(drawn, [(1 - CERTAINTY) / 2, (1 + CERTAINTY) / 2])
-    return [float(low), figure(medians), float(high)]
+    return [float(low), figure(*runs), float(high)]
 
 
 def median_of(medians: Medians, name: str) -> float:
     """Over all turns."""
     return float(np.median(medians[name]))
+
+
+def _drawn(run: Medians, rng: np.random.Generator) -> Medians:
+    turns = min(len(values) for values in run.values())
+    chosen = rng.integers(0, turns, turns)
+    return {name: values[chosen] for name, values in run.items()}
 
 
 def _block(side: Side) -> float:

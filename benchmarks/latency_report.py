@@ -43,7 +43,7 @@ def criteria(result: Result) -> list[dict[str, Any]]:
         ),
     ]
     if flat is not None:
-        off = max(abs(end - 1.0) for row in flat["at"].values() for end in row["to_fresh"])
+        off = max(abs(end - 1.0) for row in flat["at"].values() for end in row.get("to_fresh", ()))
         rows += [
             _at_most("step of an aged stream / of a fresh one, farthest from 1", FLAT_SHARE, off),
             _at_most("growth of resident memory in the last nine tenths, bytes", FLAT_BYTES, flat["grown_bytes"]),
@@ -160,15 +160,18 @@ def _flat_text(result: Result) -> str:
     flat = result["flat"]
     if flat is None:
         return ""
-    at = "; ".join(
-        f"{int(n):,}: {row['p50_us']:.1f} µs, {_interval(row['to_fresh'], 4)}, {row['resident_bytes'] / 2**20:.1f} MiB"
-        for n, row in flat["at"].items()
-    )
+    at = "; ".join(f"{int(n):,}: {', '.join(_at_age(row))}" for n, row in flat["at"].items())
     return (
         f"One stream over {flat['calls']:,} steps, Stream.step on native, in turn with a fresh one; after n: median "
-        "time, its ratio to the fresh one's over that ratio at the beginning (95 % interval, bootstrap over turns), "
-        f"resident memory — {at}. Memory grew by {flat['grown_bytes']:,} bytes in the last nine tenths."
+        "time, the median of each turn's ratio to the fresh one over that at the beginning (95 % interval, bootstrap "
+        "over the turns of both, which are more where it is wide), resident memory — "
+        f"{at}. Memory grew by {flat['grown_bytes']:,} bytes in the last nine tenths."
     )
+
+
+def _at_age(row: Result) -> list[str]:
+    ratio = [_interval(row["to_fresh"], 4)] if "to_fresh" in row else []
+    return [f"{row['p50_us']:.1f} µs", *ratio, f"{row['resident_bytes'] / 2**20:.1f} MiB"]
 
 
 def _guards_text(result: Result) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from latency import QUICK, Plan, measure
-from latency_flat import flatness
+from latency_flat import MOST, flatness
 from latency_gru import Gru
 from latency_limits import reader
 from latency_measure import check
@@ -117,7 +117,7 @@ def test_a_criterion_is_met_exactly_when_its_bound_is_kept(quick: dict[str, Any]
     batch = found["native, rows a second at batch 64 / batch 1"]
     assert (batch["measured"], batch["met"]) == (pytest.approx(1.5), False)
     assert "native / torch eager, 1 solver step" not in found
-    aged = {**quick["flat"], "at": {"100": {"to_fresh": [1, 1, 1]}, "1000": {"to_fresh": [0.995, 1.001, 1.02]}}}
+    aged = {**quick["flat"], "at": {"100": {}, "1000": {"to_fresh": [0.995, 1.001, 1.02]}}}
     costs = {backend: {"cost_us": [1.0, 1.5, end]} for backend, end in (("native", 1.9), ("onnxruntime", 2.1))}
     found = {row["criterion"]: row for row in criteria({**quick, "flat": aged, "guards": costs})}
     flat = found["step of an aged stream / of a fresh one, farthest from 1"]
@@ -133,17 +133,42 @@ def test_memory_that_grows_and_steps_that_slow_down_with_age_are_seen(
 
     def slower(stream: Stream, x: Any, t: int) -> Any:
         if stream.counters.steps >= 1000:
-            time.sleep(5e-3)
+            time.sleep(1e-3)
         return step(stream, x, t)
 
+    monkeypatch.setattr("latency_flat.MOST", 2)
     monkeypatch.setattr("latency_flat.resident_bytes", lambda: next(grown))
     monkeypatch.setattr(Stream, "step", slower)
     with load(write_tiny(tmp_path / "bundle", Tiny(buckets=(1, 4)))) as model:
         found = flatness(model, drawn_inputs(model.manifest.time, 6, channels=3), 1000, turns=2)
     assert list(found["at"]) == ["100", "1000"]
     assert found["grown_bytes"] == 4096
-    assert found["at"]["100"]["to_fresh"] == [1.0, 1.0, 1.0]
+    assert "to_fresh" not in found["at"]["100"]
     assert found["at"]["1000"]["to_fresh"][1] > 2
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.0, 10), (0.05, 10 * MOST)])
+def test_more_turns_are_measured_only_where_noise_leaves_a_ratio_unsure(
+    noise: float, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(2)
+
+    def timed(_sides: Any, turns: int) -> dict[str, Any]:
+        pace = rng.choice([10.0, 13.0], turns)  # of the machine, which both sides of a turn share
+        return {"aged": pace * rng.normal(1.0, noise, turns), "fresh": pace}
+
+    monkeypatch.setattr("latency_flat.in_turn", timed)
+    with load(write_tiny(tmp_path / "bundle", Tiny(buckets=(1, 4)))) as model:
+        found = flatness(model, drawn_inputs(model.manifest.time, 6, channels=3), 1000, turns=10)
+    assert [row["turns"] for row in found["at"].values()] == [expected] * 2
+    if noise == 0.0:
+        assert found["at"]["1000"]["to_fresh"] == [1.0, 1.0, 1.0]
+
+
+def test_runs_are_drawn_by_themselves() -> None:
+    run = {"a": np.random.default_rng(3).normal(9, 1, 100)}
+    low, middle, high = interval(lambda one, two: median_of(one, "a") - median_of(two, "a"), run, run)
+    assert low < middle == 0 < high
 
 
 def test_an_interval_holds_the_figure_and_narrows_with_the_turns() -> None:
