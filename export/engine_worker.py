@@ -173,19 +173,23 @@ def _listening(worker: Worker, where: str) -> Iterator[None]:
             worker.wait(_LAST_SECONDS)  # so that the status is its own
         worker.kill()
         status = worker.wait()
+        remedy = "free some memory" if status < 0 else "read what it printed"
         raise errors.CompatError(
             f"{where}: the process that built it ended with status {status}; "
-            "free some memory and compile again, what is done is kept"
+            f"{remedy} and compile again, what is done is kept"
         ) from cause
 
 
 def _outcome(job: Job, report: Report) -> Answer:
-    bundle = Bundle(Path(job.path), job.manifest, job.files, weights={})
     options = Options(job.architectures, job.profiles)
     try:
+        bundle = Bundle(Path(job.path), job.manifest, job.files, weights={})
         built, _ = build_engine(load_package(job.target), bundle, job.label, options, None, report)
     except errors.OdestreamError as error:
         return Answer(error=type(error).__name__, said=str(error))
+    except Exception as error:  # noqa: BLE001 (whatever it is, the asker must hear of it)
+        found = f"{job.manifest.graphs[job.label]}: the build failed ({type(error).__name__}: {error})"
+        return Answer(error=errors.ExportError.__name__, said=f"{found}; report it with the model's configuration")
     return Answer(built=built)
 
 

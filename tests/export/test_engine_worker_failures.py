@@ -13,7 +13,7 @@ import pytest
 from odestream.export import engine_worker
 from odestream.export.engine import Options
 from odestream.export.engine_worker import Job, Workers, make_job, start_workers
-from odestream.runtime import CompatError
+from odestream.runtime import CompatError, ExportError
 from odestream.runtime.bundle import Bundle, read_bundle
 from tests.helpers.tiny_bundle import write_tiny
 
@@ -69,6 +69,8 @@ def test_an_error_that_a_worker_answers_is_typed_and_the_worker_goes_on(workers:
     with pytest.raises(CompatError, match=r"^too old; take another$"):
         workers.build(job(bundle, "refuse"), ignore)
     (process,) = workers.processes
+    with pytest.raises(ExportError, match=r"onnx: the build failed \(ValueError: 3 is no place\); report it with"):
+        workers.build(job(bundle, "fail"), ignore)
     assert workers.build(job(bundle, "last"), ignore).data == b"last"
     assert workers.processes == [process]
 
@@ -76,7 +78,7 @@ def test_an_error_that_a_worker_answers_is_typed_and_the_worker_goes_on(workers:
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("exit", r"onnx: the process that built it ended with status 3; free some memory and compile again"),
+        ("exit", r"onnx: the process that built it ended with status 3; read what it printed and compile again"),
         ("kill", r"onnx: the process that built it ended with status -9; free some memory and compile again"),
     ],
 )
