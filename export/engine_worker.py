@@ -119,7 +119,9 @@ class Workers:
             worker = worker or self._start()
             yield worker
         except BaseException:
-            worker = worker and self._drop(worker)
+            if worker is not None:
+                self._drop(worker)
+                worker = None
             raise
         finally:
             self._idle.put(worker)
