@@ -31,7 +31,8 @@ def corpus(training: int, validation: int, tests: int, length: int, folder: Path
     from names alone, so that it is the same everywhere.
     """
     root = Path(sysconfig.get_path("stdlib")) if folder is None else folder
-    names = sorted(p.relative_to(root) for p in root.rglob("*.py") if not set(LEFT_OUT) & set(p.parts))
+    sources = sorted(path.relative_to(root) for path in root.rglob("*.py"))
+    names = [name for name in sources if not set(LEFT_OUT) & set(name.parts)]
     order = sorted(names, key=lambda name: hashlib.sha256(name.as_posix().encode()).digest())
     contents = [text for name in order if len(text := (root / name).read_bytes()) >= length]
     if len(contents) < tests + 2:

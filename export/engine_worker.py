@@ -13,9 +13,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from typing import IO, TypeVar, cast
 
 import msgspec
@@ -28,9 +29,11 @@ from odestream.runtime.contract.manifest import WEIGHTS_NAME, Manifest
 
 T = TypeVar("T")
 R = TypeVar("R")
+Worker = subprocess.Popen[bytes]
 
 _START = "import sys; sys.path[:] = sys.argv[1:]; from odestream.export.engine_worker import serve; serve()"
 _LENGTH = 8  # bytes before each message that say how long it is
+_LAST_SECONDS = 5  # that a process which closed its output has to end by itself
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -64,27 +67,24 @@ def make_job(target: str, bundle: Bundle, label: str, options: Options) -> Job:
 
 @contextmanager
 def start_workers(count: int) -> Iterator[Workers]:
-    """`count` processes that build engines; they end with the context, whatever they are at."""
-    command = [sys.executable, "-c", _START, *sys.path]  # finds the modules that this process does
-    processes = list[subprocess.Popen[bytes]]()
-    with ExitStack() as stack:
-        for _ in range(count):
-            processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-            stack.callback(processes[-1].communicate)
-        threads = stack.enter_context(ThreadPoolExecutor(count))
-        for process in processes:
-            stack.callback(process.kill)  # before the threads end, which wait for it: an interrupt takes no time
-        yield Workers(processes, threads)
+    """`count` processes that build engines, each from its first job on; they end with the context, whatever they do."""
+    workers = Workers(count)
+    try:
+        yield workers
+    finally:
+        workers.close()
 
 
 class Workers:
     """Processes that build engines, and a thread for each that talks to it."""
 
-    def __init__(self, processes: list[subprocess.Popen[bytes]], threads: ThreadPoolExecutor) -> None:
-        self.processes = processes
-        self._threads, self._idle = threads, SimpleQueue[subprocess.Popen[bytes]]()
-        for process in processes:
-            self._idle.put(process)
+    def __init__(self, count: int) -> None:
+        self.processes = list[Worker]()
+        self._threads = ThreadPoolExecutor(count)
+        self._idle = SimpleQueue[Worker | None]()  # None: a process that is not started yet
+        self._lock, self._closed = Lock(), False
+        for _ in range(count):
+            self._idle.put(None)
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """`function` of each item, as many at once as there are workers; it may call `build`."""
@@ -93,18 +93,52 @@ class Workers:
     def build(self, job: Job, report: Report) -> Built:
         """Build one engine, without a timing cache, on a worker that is idle.
 
-        Raises what `build_engine` does, and CompatError where the worker ends before it answers.
+        Raises what `build_engine` and `report` do, and CompatError where the worker ends before it answers.
         """
+        with self._worker() as worker:
+            answer = _ask(worker, job, report)
+        if answer.built is None:
+            raise getattr(errors, answer.error)(answer.said)
+        return answer.built
+
+    def close(self) -> None:
+        """End all processes, in the middle of a build too."""
+        with self._lock:
+            self._closed = True
+            for process in self.processes:
+                process.kill()  # before the threads end, which wait for it: an interrupt takes no time
+        self._threads.shutdown()
+        for process in self.processes:
+            process.communicate()
+
+    @contextmanager
+    def _worker(self) -> Iterator[Worker]:
+        """A worker that is idle. It ends where its job was broken off: what it would still say answers no other job."""
         worker = self._idle.get()
         try:
-            return _ask(worker, job, report)
-        except (EOFError, BrokenPipeError) as cause:
-            raise errors.CompatError(
-                f"{job.manifest.graphs[job.label]}: the process that built it ended with status {worker.wait()}; "
-                "free some memory and compile again, what is done is kept"
-            ) from cause
+            worker = worker or self._start()
+            yield worker
+        except BaseException:
+            if worker is not None:
+                self._drop(worker)
+                worker = None
+            raise
         finally:
             self._idle.put(worker)
+
+    def _start(self) -> Worker:
+        command = [sys.executable, "-c", _START, *sys.path]  # finds the modules that this process does
+        with self._lock:  # none starts after all were ended
+            if self._closed:
+                raise errors.SessionBusy("the workers have ended; start new ones")
+            self.processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            return self.processes[-1]
+
+    def _drop(self, worker: Worker) -> None:
+        worker.kill()
+        worker.communicate()
+        with self._lock:
+            self.processes.remove(worker)
 
 
 def serve() -> None:
@@ -118,22 +152,46 @@ def serve() -> None:
             _send(answers, _outcome(job, lambda phase, done: _send(answers, Answer(phase, done))))
 
 
-def _ask(worker: subprocess.Popen[bytes], job: Job, report: Report) -> Built:
-    _send(cast("IO[bytes]", worker.stdin), job)
-    while (answer := _receive(cast("IO[bytes]", worker.stdout), Answer)).built is None:
-        if answer.error:
-            raise getattr(errors, answer.error)(answer.said)
+def _ask(worker: Worker, job: Job, report: Report) -> Answer:
+    """What the worker says in the end; `report` hears what it says before."""
+    where = job.manifest.graphs[job.label]
+    with _listening(worker, where):
+        _send(cast("IO[bytes]", worker.stdin), job)
+    while True:
+        with _listening(worker, where):
+            answer = _receive(cast("IO[bytes]", worker.stdout), Answer)
+        if answer.built is not None or answer.error:
+            return answer
         report(answer.phase, answer.done)
-    return answer.built
+
+
+@contextmanager
+def _listening(worker: Worker, where: str) -> Iterator[None]:
+    """CompatError where the worker ends instead of listening or answering."""
+    try:
+        yield
+    except (EOFError, BrokenPipeError) as cause:
+        with suppress(subprocess.TimeoutExpired):
+            worker.wait(_LAST_SECONDS)  # so that the status is its own
+        worker.kill()
+        status = worker.wait()
+        remedy = "free some memory" if status < 0 else "read what it printed"
+        raise errors.CompatError(
+            f"{where}: the process that built it ended with status {status}; "
+            f"{remedy} and compile again, what is done is kept"
+        ) from cause
 
 
 def _outcome(job: Job, report: Report) -> Answer:
-    bundle = Bundle(Path(job.path), job.manifest, job.files, weights={})
     options = Options(job.architectures, job.profiles)
     try:
+        bundle = Bundle(Path(job.path), job.manifest, job.files, weights={})
         built, _ = build_engine(load_package(job.target), bundle, job.label, options, None, report)
     except errors.OdestreamError as error:
         return Answer(error=type(error).__name__, said=str(error))
+    except Exception as error:  # noqa: BLE001 (whatever it is, the asker must hear of it)
+        found = f"{job.manifest.graphs[job.label]}: the build failed ({type(error).__name__}: {error})"
+        return Answer(error=errors.ExportError.__name__, said=f"{found}; report it with the model's configuration")
     return Answer(built=built)
 
 

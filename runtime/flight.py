@@ -87,14 +87,14 @@ def replay(fleet: Fleet, segments: Sequence[Segment]) -> Iterator[Replayed]:
             yield from _again(fleet, event)
 
 
-def moment(model: Model, folder: Path, stream: str, tick: int) -> Moment:
-    """The last row of `stream` in the log whose time is not after `tick`, run again as it was run then.
+def moment(model: Model, segments: Sequence[Segment], stream: str, tick: int) -> Moment:
+    """The last row of `stream` in a log's segments whose time is not after `tick`, run again as it was run then.
 
-    LogError where the log holds no such row, or is another model's.
+    LogError where they hold no such row, or are another model's.
     """
-    segments = read_segments(folder)
     found = _latest(segments, stream, tick)
     if found is None:
+        folder = segments[0].path.parent
         raise LogError(f"{folder}: no row of stream {stream!r} at or before t = {tick}; ask for one that it holds")
     place, wanted = found
     check_model(model, segments[place])
@@ -113,14 +113,13 @@ def moment(model: Model, folder: Path, stream: str, tick: int) -> Moment:
     raise LogError(f"{segments[place].path}: changed while it was read; run it again")
 
 
-def rebuild(model: Model, folder: Path) -> tuple[Fleet, dict[str, Refusal]]:
+def rebuild(model: Model, segments: Sequence[Segment]) -> tuple[Fleet, dict[str, Refusal]]:
     """Streams of a model that may be another one, from the inputs of a log: each from new, its rows in order of time.
 
     So a memory outlives a model update, as far back as the log reaches. Gaps that the model cannot cross begin a stream
     anew. What it refuses is left out and returned, by stream. LogError where its inputs or its ticks are others.
     """
-    segments = read_segments(folder)
-    head = segments[-1].head
+    head, folder = segments[-1].head, segments[-1].path.parent
     if observed(model.manifest) != head.x or _ticks(model.manifest.time) != _ticks(head.time):
         raise LogError(f"{folder}: its rows are not those of {model.manifest.name}; rebuild a model of the same inputs")
     rows: dict[str, list[Observation]] = {}

@@ -18,6 +18,7 @@ from odestream.runtime.fleet import Fleet
 from odestream.runtime.flight import Moment, check_model, moment, rebuild, replay
 from odestream.runtime.generations import write_generation
 from odestream.runtime.influence import MEMORIES, Influence, influences
+from odestream.runtime.inputlog import Segment
 from odestream.runtime.predictions import number, predictions
 from odestream.runtime.recorder import read_segments
 from odestream.runtime.records import Output, StreamState
@@ -55,40 +56,44 @@ def replay_log(
     if at is not None and snapshot is not None:
         raise InputError("--at shows a moment, --snapshot fills a model; give one of them")
     refuse_outputs(force, snapshot)
-    head = read_segments(log)[-1].head
+    segments = read_segments(log)
+    head = segments[-1].head
     with load(bundle or Path(head.bundle), backend=backend or head.backend) as model:
         if snapshot is not None:
-            _fill(model, log, snapshot)
+            _fill(model, segments, snapshot)
         elif at is not None:
-            _show(model, moment(model, log, _stream_of(log, stream), model.tick(at)), as_json)
+            _show(model, moment(model, segments, _stream_of(segments, stream), model.tick(at)), as_json)
         else:
-            _check(model, log, as_json)
+            _check(model, segments, as_json)
 
 
-def _fill(model: Model, log: Path, snapshot: Path) -> None:
-    fleet, refused = rebuild(model, log)
+def _fill(model: Model, segments: Sequence[Segment], snapshot: Path) -> None:
+    fleet, refused = rebuild(model, segments)
     write_generation(snapshot, fleet.snapshot())
     steps = sum(state.counters.steps for state in fleet.states().values())
-    print(f"{len(fleet.names)} streams of {model.manifest.name} from {steps:,} rows of {log}, saved as {snapshot}.")
-    for name, refusal in refused.items():
-        print(f"{refusal.rows:,} rows of stream {name!r} were refused, the first because {refusal.first}.")
+    log, name = segments[0].path.parent, model.manifest.name
+    print(f"{len(fleet.names)} streams of {name} from {steps:,} rows of {log}, saved as {snapshot}.")
+    for stream, refusal in refused.items():
+        print(f"{refusal.rows:,} rows of stream {stream!r} were refused, the first because {refusal.first}.")
 
 
-def _stream_of(log: Path, given: str) -> str:
+def _stream_of(segments: Sequence[Segment], given: str) -> str:
     """The stream to show: the given one, or the only one of a log; InputError names those that it holds."""
-    calls = (event for segment in read_segments(log) for event in segment.events if isinstance(event, tuple))
+    calls = [event for segment in segments for event in segment.events if isinstance(event, tuple)]
+    if any(logged.observation.stream == given for call in calls for logged in call):
+        return given
     names = list(dict.fromkeys(logged.observation.stream for call in calls for logged in call))
-    if given in names or not names:
+    if not names:
         return given
     if given == UNNAMED and len(names) == 1:
         return names[0]
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     wrong = "--at shows a moment of one stream" if given == UNNAMED else f"--stream {given} is not in it"
+    log = segments[0].path.parent
     raise InputError(f"{log} holds the streams {', '.join(names[:SHOWN])}{more}; {wrong}: name one of them by --stream")
 
 
-def _check(model: Model, log: Path, as_json: bool) -> None:
-    segments = read_segments(log)
+def _check(model: Model, segments: Sequence[Segment], as_json: bool) -> None:
     check_model(model, segments[-1])
     head = segments[-1].head
     fleet = Fleet(model, head.policies, buckets=head.buckets, largest=head.largest)

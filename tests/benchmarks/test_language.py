@@ -37,19 +37,20 @@ def test_repeats_are_those_that_a_search_of_the_text_before_finds() -> None:
 
 
 def test_no_file_is_in_two_parts_and_those_left_out_are_in_none(tmp_path: Path) -> None:
+    root = tmp_path / "test" / "lib"  # what lies above the sources leaves none of them out
+    (root / "test").mkdir(parents=True)
     for i in range(12):
-        (tmp_path / f"m{i}.py").write_bytes(bytes([65 + i]) * 40)
-    (tmp_path / "test").mkdir()
-    (tmp_path / "test" / "x.py").write_bytes(b"z" * 40)
-    (tmp_path / "short.py").write_bytes(b"y" * 5)
-    found = corpus(160, 50, 3, 30, tmp_path)
+        (root / f"m{i}.py").write_bytes(bytes([65 + i]) * 40)
+    (root / "test" / "x.py").write_bytes(b"z" * 40)
+    (root / "short.py").write_bytes(b"y" * 5)
+    found = corpus(160, 50, 3, 30, root)
     parts = [set(found.training), set(found.validation), *(set(text) for text in found.tests)]
     assert len(set.union(*parts)) == sum(map(len, parts))
     assert not set(b"zy") & set.union(*parts)
     assert [len(found.training), len(found.validation), *map(len, found.tests)] == [160, 50, 30, 30, 30]
-    assert corpus(160, 50, 3, 30, tmp_path) == found
+    assert corpus(160, 50, 3, 30, root) == found
     with pytest.raises(ValueError, match="expected at least 22"):
-        corpus(160, 50, 20, 30, tmp_path)
+        corpus(160, 50, 20, 30, root)
 
 
 def test_the_standard_library_of_this_interpreter_is_enough() -> None:

@@ -1,11 +1,9 @@
-"""Engines are built in processes of their own: side by side, as in this one, and without leaving anything behind."""
+"""Engines are built in processes of their own: side by side, as in this one."""
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from threading import Barrier
-from time import monotonic
 
 import pytest
 
@@ -63,21 +61,3 @@ def test_a_typed_error_arrives_as_what_it_is_and_the_worker_goes_on(gru_bundle: 
         with pytest.raises(CompatError, match=r"step.onnx: trt-rtx .* cannot build it \(.*Turing.*choose other --arch"):
             workers.build(job(gru_bundle[1], "sm75"), lambda *_: None)
         assert workers.build(job(gru_bundle[1]), lambda *_: None).data
-
-
-def test_a_worker_that_was_killed_is_told_with_its_status(gru_bundle: tuple[Gru, Path]) -> None:
-    with start_workers(1) as workers:
-        workers.processes[0].kill()
-        with pytest.raises(CompatError, match=r"step.onnx: the process that built it ended with status -9; free"):
-            workers.build(job(gru_bundle[1]), lambda *_: None)
-
-
-def test_an_error_in_between_ends_the_workers_in_the_middle_of_their_builds(gru_bundle: tuple[Gru, Path]) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    started = monotonic()
-    with pytest.raises(KeyboardInterrupt), start_workers(2) as workers:
-        workers.build(job(gru_bundle[1]), interrupt)
-    assert [process.returncode for process in workers.processes] == [-signal.SIGKILL, -signal.SIGKILL]
-    assert monotonic() - started < MINUTE

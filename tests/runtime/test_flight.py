@@ -185,8 +185,9 @@ def test_a_moment_is_the_stream_before_the_row_and_its_answer(short: Model, tmp_
         answers = fleet.step(rows)
         held |= {row.t or 0: (before, a) for row, a in zip(rows, answers, strict=True) if row.stream == "a"}
     good = [tick for tick, (before, answer) in held.items() if isinstance(answer, Output) and before is not None]
+    segments = read_segments(tmp_path / "log")
     for tick in good[-3:]:
-        found = moment(short, tmp_path / "log", "a", tick)
+        found = moment(short, segments, "a", tick)
         before, answer = held[tick]
         assert found.tick == tick
         assert found.replayed.same
@@ -194,15 +195,15 @@ def test_a_moment_is_the_stream_before_the_row_and_its_answer(short: Model, tmp_
         assert same_state(found.before, before)
         assert isinstance(found.replayed.answer, Output)
         assert same(found.replayed.answer, answer)
-    assert moment(short, tmp_path / "log", "a", good[-1] + 1).tick >= good[-1], "the last row before a time"
+    assert moment(short, segments, "a", good[-1] + 1).tick >= good[-1], "the last row before a time"
     with pytest.raises(LogError, match="no row of stream 'z' at or before t = 5"):
-        moment(short, tmp_path / "log", "z", 5)
+        moment(short, segments, "z", 5)
 
 
 def test_a_new_model_gets_the_memory_that_it_would_have_had(short: Model, tmp_path: Path, record: Record) -> None:
     recorded(short, record(tmp_path / "log", 1 << 20), count=60)
     with load(write_tiny(tmp_path / "new", Tiny(seed=7, name="new"))) as new:
-        fleet, refused = rebuild(new, tmp_path / "log")
+        fleet, refused = rebuild(new, read_segments(tmp_path / "log"))
         rows: dict[str, list[Observation]] = {}
         for segment in read_segments(tmp_path / "log"):
             for call in (event for event in segment.events if isinstance(event, tuple)):
@@ -234,7 +235,7 @@ def test_a_model_of_other_inputs_is_not_rebuilt(
     fleet.close()
     with load(write_tiny(tmp_path / "new", tiny)) as new:
         with pytest.raises(LogError, match=message):
-            rebuild(new, tmp_path / "log")
+            rebuild(new, read_segments(tmp_path / "log"))
         with pytest.raises(LogError, match="give the one that it was recorded with"):
             resume(new, tmp_path / "log")
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from odestream.runtime import recorder
 from odestream.runtime.cli import main
 from odestream.runtime.contract.manifest import TaskSpec
+from odestream.runtime.inputlog import Segment, decode_segment
 from odestream.runtime.recorder import segment_paths
 from tests.helpers.run_verb import refusal, run, write_table
 from tests.helpers.tiny_bundle import NANO_MEMBERS, Tiny, write_tiny
@@ -151,6 +153,19 @@ def test_a_moment_of_a_log_s_only_stream_needs_no_name(
     capsys.readouterr()
     assert replay(tmp_path / "log", "--at", "7.5", "--json") == 0
     assert json.loads(capsys.readouterr().out)["time"] == "7"
+
+
+@pytest.mark.parametrize("asked", ["", "--at 7.5 --stream b", "--snapshot {folder}/s"])
+def test_a_log_is_decoded_once(log: Path, tmp_path: Path, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[Path] = []
+
+    def decode(data: bytes, path: Path) -> Segment:
+        decoded.append(path)
+        return decode_segment(data, path)
+
+    monkeypatch.setattr(recorder, "decode_segment", decode)
+    assert replay(log, *asked.format(folder=tmp_path).split()) == 0
+    assert decoded == segment_paths(log)
 
 
 def test_late_rows_of_a_table_end_in_the_state_of_the_sorted_table(
