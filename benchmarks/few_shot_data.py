@@ -17,7 +17,7 @@ from odestream.runtime.contract.manifest import TaskSpec
 from odestream.runtime.table import Series
 
 KNOWN, NEW = (20.0, 60.0), (10.0, 20.0)  # periods, s
-A_CLASS = 10  # digits to train on, and as many to choose the learning rate on
+A_CLASS = 10  # digits to train on, and as many to choose the rate and the best weights on
 
 
 def oscillators(count: Count, shots: Sequence[int], seed: int) -> tuple[Problem, dict[int, Problem]]:

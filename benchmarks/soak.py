@@ -61,6 +61,10 @@ DURABLE = (
     "A call that was answered, and a snapshot that was written, outlive a kill of the process: both are demanded of "
     "what is found. What a power cut may take is not tested here (see `Recorder.sync`)."
 )
+UNNEEDED = (
+    "No kill left a snapshot that could not be read, so that the generation before it was never needed: that it is "
+    "then read is held by unit tests alone."
+)
 
 
 def main() -> None:
@@ -241,7 +245,16 @@ def section(parts: dict[str, dict[str, Any]]) -> str:
     ]
     cells = [[name, amount, f"{count:,}", str(part.get("differing_bytes", ""))] for name, amount, count, part in rows]
     table = markdown_table(["", "amount", "interruptions, kills, starts", "differing bytes"], cells)
-    return "\n\n".join([table, DURABLE, *_how(parts)])
+    return "\n\n".join([table, DURABLE, *_lives(k), *_how(parts)])
+
+
+def _lives(found: dict[str, Any]) -> list[str]:
+    """Where children were when they were killed, if that was counted, and whether a generation before was needed."""
+    said = []
+    if "stepping" in found:
+        stepping, rest = found["stepping"], found["kills"] - found["stepping"]
+        said.append(f"{stepping:,} children were killed while they stepped, {rest:,} while they began.")
+    return said if found["previous_generation"] else [*said, UNNEEDED]
 
 
 def _how(parts: dict[str, dict[str, Any]]) -> list[str]:

@@ -200,7 +200,7 @@ def _config(
         scale=centre_scale[1],
         outputs=len(task.labels),
         averages=averages,
-        stationary=settings.stationary and bool(averages),
+        stationary=settings.stationary,
         frequencies=time.frequencies,
         stores=tuple(store for store in STORES if store not in settings.without),
         without=tuple(part for part in PARTS if part in settings.without),
@@ -232,6 +232,8 @@ def check_settings(settings: Settings, task: TaskSpec) -> None:
         raise InputError(f"--seed {settings.seed}: give a whole number, 0 or above")
     if not 0 < settings.test_fraction < 0.9:
         raise InputError(f"--test-fraction {settings.test_fraction}: give a share above 0 and below 0.9")
+    if task.kind != "forecast" and settings.stationary:
+        raise InputError(f"--stationary is for a forecast, and a task of {task.kind} is none; leave it out")
     if task.kind == "forecast" and (not settings.horizons or min(settings.horizons) < 1):
         raise InputError(f"--horizons {settings.horizons}: give whole numbers of median gaps, 1 or above")
 

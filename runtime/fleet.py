@@ -163,9 +163,12 @@ class Fleet:
 
     def rename(self, name: str, to: str) -> None:
         """Give a stream another name, in the place of one that has it."""
-        self._members[to] = self._members.pop(name)
-        if name in self.ended:
-            self.ended[to] = self.ended.pop(name)
+        member, ended = self._members.pop(name), self.ended.pop(name, None)
+        self._shelf.discard(to)
+        self.ended.pop(to, None)
+        self._members[to] = member
+        if ended is not None:
+            self.ended[to] = ended
         self._begin_log()
 
     def continue_with(self, recorder: CallLog | None, telemetry: Telemetry | None = None) -> None:

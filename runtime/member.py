@@ -19,7 +19,10 @@ from odestream.runtime.session import Stream
 
 
 class Observation(msgspec.Struct, frozen=True, eq=False):
-    """One row for the stream of that name; x, t and mask as in `Stream.step`."""
+    """One row for the stream of that name; x, t and mask as in `Stream.step`.
+
+    `msgspec.structs.replace` makes a changed copy.
+    """
 
     stream: str
     x: ArrayLike

@@ -27,11 +27,9 @@ COMMAND = "python -m odestream.runtime.kernels.build"
 
 # NaN and infinity keep their meaning: the runtime's guards look for them. The step may join a product and a sum into
 # one rounding; streams may not, their decisions are Python's. CMakeLists.txt says the same.
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
 # With its jumps threaded, a vector loop of GCC would compute what follows a clamp once for each of its ends.
-FLAGS = (
-    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden"),
-    *("-fno-math-errno", "-fno-trapping-math", "-fno-thread-jumps"),
-)
+GCC_FLAGS = ("-fno-thread-jumps",)
 JOINED, EXACT = "-ffp-contract=fast", "-ffp-contract=off"
 PLAIN = ("bundle.cpp", "dispatch.cpp", "load.cpp", "odestream.cpp", "stream.cpp", "streams.cpp")
 WITH_JSON, WITHOUT_JSON = ("manifest.cpp", "snapshot.cpp"), ("without_json.cpp",)
@@ -72,9 +70,16 @@ def json_flags(compiler: str) -> tuple[str, ...] | None:
     return () if subprocess.run(probe, check=False, capture_output=True).returncode == 0 else None
 
 
+def own_flags(compiler: str) -> tuple[str, ...]:
+    """The flags that only GCC knows, where `compiler` is one; clang says that it is GCC too."""
+    probe = [compiler, "-x", "c++", "-dM", "-E", os.devnull]
+    macros = subprocess.run(probe, check=False, capture_output=True, text=True).stdout
+    return GCC_FLAGS if "__GNUC__" in macros and "__clang__" not in macros else ()
+
+
 def library_name() -> str:
     """The file name of the library that belongs to these sources on this machine."""
-    digest = hashlib.sha256(repr((FLAGS, JOINED, EXACT, sorted(instruction_sets().items()))).encode())
+    digest = hashlib.sha256(repr((FLAGS, GCC_FLAGS, JOINED, EXACT, sorted(instruction_sets().items()))).encode())
     for path in sorted(SOURCES.iterdir()):
         if path.suffix in (".h", ".cpp"):
             digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
@@ -125,10 +130,10 @@ def build(out: Path | None = None, extra: tuple[str, ...] = ()) -> Path:
 
 def compile_library(compiler: str, folder: Path, extra: tuple[str, ...]) -> Path:
     """Compile and link inside `folder`."""
-    objects = []
+    objects, own = [], own_flags(compiler)
     for source, name, flags in units(instruction_sets(), json_flags(compiler)):
         target = folder / f"{Path(source).stem}{name}.o"
-        run_compiler(_REMEDY, compiler, *flags, *extra, "-c", str(SOURCES / source), "-o", str(target))
+        run_compiler(_REMEDY, compiler, *flags, *own, *extra, "-c", str(SOURCES / source), "-o", str(target))
         objects.append(str(target))
     library = folder / "library.so"
     run_compiler(_REMEDY, compiler, "-shared", *extra, *objects, "-o", str(library))

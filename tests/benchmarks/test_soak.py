@@ -22,6 +22,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "streams": {"streams": 1, "hours_each": 2.0, "rows": 9, "interruptions": 1, "differing_bytes": 0},
     "kills": {
         "kills": 5,
+        "stepping": 4,
         "calls": 7,
         "lost": 0,
         "snapshots": 2,
@@ -62,6 +63,7 @@ def test_a_stream_that_is_changed_on_the_way_is_noticed(
 def test_killed_children_leave_logs_and_snapshots_that_hold_all_that_was_finished(model: Model, tmp_path: Path) -> None:
     found = soak.kills(model, tmp_path, 13, 30)
     assert found["kills"] == 13
+    assert 0 < found["stepping"] <= 13
     assert found["calls"] > 0
     assert (found["lost"], found["differing_bytes"]) == (0, 0)
 
@@ -104,7 +106,18 @@ def test_the_table_says_what_was_finished_and_lost() -> None:
     assert "streams 2 minutes, kills 2 minutes or 10,000 kills, clocks 2 minutes: b on e." in text
     assert "memory 2 minutes: b on e." in text
     assert "commit another." in text
+    assert "4 children were killed while they stepped, 1 while they began." in text
+    assert soak.UNNEEDED not in text
     assert not soak.failed(PARTS)
+
+
+def test_a_generation_that_was_never_needed_is_said_to_be_held_by_unit_tests_alone() -> None:
+    about = {"bundle": "b", "backend": "e", "minutes": 2, "circumstances": circumstances()}
+    kills = {**PARTS["kills"], "previous_generation": 0}
+    del kills["stepping"]  # as in results from before it was counted
+    text = soak.section({name: part | about for name, part in (PARTS | {"kills": kills}).items()})
+    assert soak.UNNEEDED in text
+    assert "while they stepped" not in text
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from odestream.models import config as config_module
-from odestream.models.checkpoint import load_checkpoint, load_model
+from odestream.models.checkpoint import Settings, load_checkpoint, load_model
 from odestream.models.cli import task_of
+from odestream.models.train import check_settings
 from odestream.runtime.cli import main
+from odestream.runtime.contract.manifest import TaskKind, TaskSpec
 from odestream.runtime.errors import InputError
 from tests.helpers.problems import TINY
 from tests.helpers.tables import classes_csv, seasonal_csv
@@ -42,6 +44,12 @@ def test_a_stationary_record_gets_an_average_that_stays_at_its_centre(table: Pat
     assert info.settings.stationary
     assert trained.averages[-1] == 1e4
     assert trained.initial_state(1)["norm"][0, 0].tolist() == [0.0, 0.0, 1.0, *[0.0] * len(trained.averages)]
+
+
+@pytest.mark.parametrize("kind", ["classify", "tokens"])
+def test_stationary_is_refused_where_nothing_is_forecast(kind: TaskKind) -> None:
+    with pytest.raises(InputError, match=f"--stationary is for a forecast, and a task of {kind} is none; leave it out"):
+        check_settings(Settings(stationary=True), TaskSpec(kind))
 
 
 def test_a_table_becomes_a_run(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

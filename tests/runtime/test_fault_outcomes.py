@@ -231,6 +231,22 @@ def test_case_67_a_name_that_is_used_again_begins_at_the_initial_values(tmp_path
         assert {name: counters.steps for name, counters in fleet.ended.items()} == {"a": 1}
 
 
+def test_a_stream_that_gets_a_taken_name_keeps_its_own_ended_counters_alone(tmp_path: Path) -> None:
+    with load(write_tiny(tmp_path / "b", Tiny(stiffness=5.0, max_calls=2))) as model:
+        fleet = Fleet(model, Policies(on_gap="reset"))
+        for t in (0, 10**15, 2 * 10**15):
+            fleet.step([Observation(name, [9, 9, 9], t) for name in ("a", "b") if t <= 10**15 or name == "a"])
+        fleet.step([Observation("new", [1, 2, 3], 0)])
+        assert {name: counters.steps for name, counters in fleet.ended.items()} == {"a": 2, "b": 1}
+        fleet.rename("a", "a")
+        fleet.rename("a", "b")
+        assert {name: counters.steps for name, counters in fleet.ended.items()} == {"b": 2}
+        fleet.evict(["b"])
+        fleet.rename("new", "b")
+        assert fleet.ended == {}
+        assert fleet.names == ["b"]
+
+
 def test_case_68_streams_without_rows_are_put_away_and_the_others_are_not(model: Model) -> None:
     fleet = Fleet(model)
     fleet.step([Observation(name, [1, 2, 3], 0) for name in "ab"])

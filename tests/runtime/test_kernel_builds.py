@@ -49,6 +49,7 @@ def maths(request: pytest.FixtureRequest, compiler: str, tmp_path_factory: pytes
     command = [
         compiler,
         *kernels.FLAGS,
+        *kernels.own_flags(compiler),
         kernels.JOINED,
         *request.param,
         "-fvisibility=default",
@@ -135,10 +136,29 @@ def test_cmake_compiles_with_the_same_flags() -> None:
     for sources in (kernels.WITH_JSON, kernels.WITHOUT_JSON):
         assert f"target_sources(odestream PRIVATE {' '.join(sources)})" in text
     assert flags == set(re.search(r"ODESTREAM_FLAGS (.*)\)", text)[1].split())  # type: ignore[index]
+    gcc = f"list(APPEND ODESTREAM_FLAGS {' '.join(kernels.GCC_FLAGS)})"
+    assert f'if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")\n  {gcc}\nendif()' in text
     for setting in ("CXX_STANDARD 17", "POSITION_INDEPENDENT_CODE ON", "CXX_VISIBILITY_PRESET hidden"):
         assert setting in text
     for name, extra in kernels.instruction_sets().items():
         assert f"add_step({' '.join([name, *extra])})" in text
+
+
+@pytest.mark.parametrize(
+    ("macros", "expected"), [("__GNUC__ 12", kernels.GCC_FLAGS), ("__GNUC__ 4\n#define __clang__ 1", ()), ("_X 1", ())]
+)
+def test_only_gcc_is_given_the_flags_that_only_gcc_knows(
+    macros: str, expected: tuple[str, ...], tmp_path: Path
+) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text(f"#!/bin/sh\ncat <<END\n#define {macros}\nEND\n")
+    compiler.chmod(0o755)
+    assert kernels.own_flags(str(compiler)) == expected
+
+
+def test_the_compiler_takes_all_flags_without_a_warning(compiler: str) -> None:
+    flags = (*kernels.FLAGS, *kernels.own_flags(compiler), kernels.JOINED, "-Werror")
+    subprocess.run([compiler, *flags, "-x", "c++", "-fsyntax-only", "/dev/null"], check=True)
 
 
 def test_python_and_the_header_agree_on_the_interface(compiler: str, tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ struct RowTeam {
         return total;
     }
 
+    // The largest of n values, at least one. NaN is the largest here, where a host's team may pass it over. Callers allow
+    // for both: NaN stays in what is made of logits and scores, and strengths are of a state that guards let pass.
     ODE_FN float max(int n, const float* values) const {
         float top = values[0];
         for (int i = threadIdx.x % WARP; i < n; i += WARP) top = larger(values[i], top);

@@ -283,7 +283,8 @@ struct HostTeam {
         return sum_lanes(lanes);
     }
 
-    // The largest of n values, at least one. NaN may be passed over: it stays in what is made of the values.
+    // The largest of n values, at least one. NaN may be passed over, where on GPUs it is the largest: it stays in what is
+    // made of logits and scores, and strengths are of a state that guards let pass.
     float max(int n, const float* values) const {
         float first[WIDTH];
         for (int k = 0; n < WIDTH && k < WIDTH; ++k) first[k] = values[k < n ? k : 0];
