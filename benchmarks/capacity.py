@@ -36,6 +36,7 @@ from capacity_training import Schedule, scores, train
 from claim import run
 from odestream.models.baselines import footprint
 from odestream.models.model import OURS
+from results import circumstances
 from sweep import Sweep
 
 TRIAL_SEED = 100  # learning rates are chosen on it; figures are of other seeds
@@ -167,7 +168,8 @@ def _described(plan: Plan) -> dict[str, Any]:
 
 def _enter(result: dict[str, Any], setting: Setting, rate: float, found: list[dict[str, Any]]) -> None:
     task, width = task_of(setting), matrix_width(setting.budget)
-    shared = {"points": list(task.points), "floor": floor(task), "width": width, "models": {}}
+    shared = {"points": list(task.points), "floor": floor(task), "width": width}
+    shared |= {"commit": circumstances()["commit"], "models": {}}
     at = result[setting.part].setdefault(str(setting.budget), shared)
     size = {key: value for key, value in found[0].items() if key != "errors"}
     at["models"][setting.model] = {**size, "rate": rate, "errors": [point["errors"] for point in found]}
