@@ -36,6 +36,7 @@ from capacity_training import Schedule, scores, train
 from claim import run
 from odestream.models.baselines import footprint
 from odestream.models.model import OURS
+from results import circumstances
 from sweep import Sweep
 
 TRIAL_SEED = 100  # learning rates are chosen on it; figures are of other seeds
@@ -45,8 +46,7 @@ TRIAL_SEED = 100  # learning rates are chosen on it; figures are of other seeds
 class Part:
     """One task for some models. of_width: the task, by the width of the gated DeltaNet's matrix.
 
-    longer: factor on the training steps. rates_of: the part that learning rates are taken from, for models that are in
-    it.
+    longer: factor on the training steps. rates_of: the part that learning rates are taken from.
     """
 
     budgets: tuple[int, ...]
@@ -72,7 +72,6 @@ PARTS = {
         (4096,),
         tuple(name for name in CONTENDERS if name not in (WIDE, CEILING)),
         lambda _: Reach((0, 16, 64, 256, 1024), 64),
-        rates_of="pairs",
     ),
     "pairs": Part((2048, 4096), (OURS, SQUARE, WIDE, "linear-attention", CEILING), _pairs),
     "rewritten": Part((4096,), (OURS, SQUARE, WIDE), _rewritten, rates_of="pairs"),
@@ -153,8 +152,7 @@ def task_of(setting: Setting) -> Task:
 
 def _tuned_at(setting: Setting) -> Setting:
     """Where a model's learning rate is chosen: at the largest size of the part that says so."""
-    other = PARTS[setting.part].rates_of
-    name = other if other and setting.model in PARTS[other].models else setting.part
+    name = PARTS[setting.part].rates_of or setting.part
     return Setting(name, max(PARTS[name].budgets), setting.model)
 
 
@@ -170,7 +168,8 @@ def _described(plan: Plan) -> dict[str, Any]:
 
 def _enter(result: dict[str, Any], setting: Setting, rate: float, found: list[dict[str, Any]]) -> None:
     task, width = task_of(setting), matrix_width(setting.budget)
-    shared = {"points": list(task.points), "floor": floor(task), "width": width, "models": {}}
+    shared = {"points": list(task.points), "floor": floor(task), "width": width}
+    shared |= {"commit": circumstances()["commit"], "models": {}}
     at = result[setting.part].setdefault(str(setting.budget), shared)
     size = {key: value for key, value in found[0].items() if key != "errors"}
     at["models"][setting.model] = {**size, "rate": rate, "errors": [point["errors"] for point in found]}

@@ -54,7 +54,8 @@ def report(result: dict[str, Any]) -> str:
     for name, sizes in result["parts"].items():
         for budget, at in sizes.items():
             heading = f"**{TITLES[name]}, {int(budget) // 1024} KiB**; least possible {at['floor']:.2f}; the square "
-            paragraphs += [f"{heading}matrix is {at['width']} wide", _table(name, at)]
+            heading += f"matrix is {at['width']} wide; commit {at['commit']}"
+            paragraphs += [heading, _table(name, at)]
     return "\n\n".join((*paragraphs, circumstances_text(), "![Error over gap and pairs](figures/capacity.png)"))
 
 

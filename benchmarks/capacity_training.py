@@ -26,10 +26,9 @@ from recall_task import noise
 CELL_RATE = 1e-3
 SHORT = 0.2  # ease of the sequences that the whole cell learns from
 SHARPNESS_RATE = 100.0  # × the learning rate: it starts at 8, and near keys take some 50 to be told apart
-LEARNT = 0.5  # error below which the pressure on writes is raised
-BUDGET, BUDGET_RISE = 0.3, 200  # what it is raised to, over so many steps
+LEARNT = 0.35  # error below which the pressure on writes is raised
+BUDGET, BUDGET_RISE = 0.03, 200  # what it is raised to, over so many steps
 PULL = 0.02
-GATE_RATE = 3.0  # × the learning rate
 EXPLORED = 0.05  # share of rows that are written at half strength at least, in the first half
 GROWN = 0.4  # share of the training after which sequences have their full length
 WARM = 0.1
@@ -92,12 +91,9 @@ def _train_memory_path(model: Cell, task: Task, schedule: Schedule, rate: float,
         error = F.mse_loss(got.y, drawn.wanted)
         return error + budget.after(float(error.detach())) * _pressure(got.gate) if task.noisy else error
 
-    sharpness, gate = (
-        [model.memory.sharpness],
-        [*model.memory.gates.inner.parameters(), *model.memory.gates.write.parameters()],
-    )
-    others = [p for p in model.parameters() if all(p is not q for q in (*sharpness, *gate))]
-    rates = ((others, 1.0), (gate, GATE_RATE), (sharpness, SHARPNESS_RATE))
+    sharpness = [model.memory.sharpness]
+    others = [p for p in model.parameters() if p is not sharpness[0]]
+    rates = ((others, 1.0), (sharpness, SHARPNESS_RATE))
     optimizer = torch.optim.Adam([{"params": group, "lr": factor * rate} for group, factor in rates], fused=True)
     _descend(optimizer, _drawn(task, steps, schedule.batch, make), steps, loss)
 
@@ -116,16 +112,18 @@ def _train_cell(model: Cell, task: Task, schedule: Schedule, make: torch.Generat
 
 
 class _Budget:
-    """Weight of the pressure on writes, raised while answers are good: from the first step on it would end learning."""
+    """Weight of the pressure on writes: raised while answers are good, and taken away at once where they are not.
+
+    A gate that is shut gets no gradient from the answers and would never open again.
+    """
 
     def __init__(self) -> None:
         self._error, self._weight = 1.0, 0.0
 
     def after(self, error: float) -> float:
         """The weight after a batch with this error."""
-        self._error += 0.05 * (error - self._error)
-        if self._error < LEARNT:
-            self._weight = min(self._weight + BUDGET / BUDGET_RISE, BUDGET)
+        self._error += 0.2 * (error - self._error)
+        self._weight = min(self._weight + BUDGET / BUDGET_RISE, BUDGET) if self._error < LEARNT else 0.0
         return self._weight
 
 

@@ -162,7 +162,7 @@ def _result(ours: list[float], theirs: list[float], window: list[float]) -> dict
     size = {"parameters": 1, "state_bytes": 1, "rate": 1e-2}
     curves = {OURS: ours, SQUARE: theirs, WINDOW: window}
     models = {name: {**size, "errors": [curve] * 3} for name, curve in curves.items()}
-    at = {"points": [8, 20, 40], "floor": 0.2, "width": 10, "models": models}
+    at = {"points": [8, 20, 40], "commit": "abc", "floor": 0.2, "width": 10, "models": models}
     pairs = {**at, "models": {name: models[name] for name in (OURS, SQUARE)}}
     return {"parts": {"reach": {"4096": at}, "pairs": {"4096": pairs}}}
 
