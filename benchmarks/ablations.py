@@ -33,7 +33,7 @@ from results import circumstances_text
 from sweep import Sweep
 
 ABLATED, SEASONAL = KINDS[0], KINDS[-1]
-RATE = 2e-2  # what irregular.py chooses for ours
+RATE = 1e-2  # what irregular.py chose for ours
 THINNED = 0.6  # of the rows, in the thinnest copy of a stream that the trainer adds by default
 SWITCHES: dict[str, tuple[str, ...]] = {
     "no flow": ("flow",),
