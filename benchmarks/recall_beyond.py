@@ -20,7 +20,7 @@ from recall_training import LONGEST_TRAINED_GAP, ROWS, Recipe
 from results import circumstances_text, markdown_table
 from sweep import Sweep
 
-FIRST_SEED = 100  # the recipe was chosen on seeds 0, 1 and 2
+FIRST_SEED = 100  # the recipe was chosen on seeds 0 and 1
 FULL_CELL, MATRIX, EPISODES, WINDOW, _ = ROWS
 HARDEST = "both"
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -35,7 +35,7 @@ WORST = 0.9
 WINDOW_ROWS = 16
 
 NOTES = """\
-The recipe was chosen on seeds 0, 1 and 2; the ones shown count up from 100. One cell is trained for each seed; a row is
+The recipe was chosen on seeds 0 and 1; the ones shown count up from 100. One cell is trained for each seed; a row is
 that cell with the other reads held closed, as a part of its training sequences had them. A near-miss has no key or no
 value, two of one, or a pair at half height; in training up to 80 % of the noise rows are, in half of the batches. A
 rewritten key has two events with different values, in random order among 100 noise rows, and the later one counts.
@@ -187,5 +187,7 @@ def _by_condition(result: Result, row: str, gap: int) -> list[str]:
 def _leaks(result: Result) -> str:
     rows, found = result["plan"]["leak_rows"], result["points"]["leaks"]
     counts = {name: [seed[name] for seed in found] for name in found[0]}
-    ranges = " and ".join(f"{min(count):,} – {max(count):,} {name}" for name, count in counts.items())
-    return f"Of {rows:,} rows each, the write gate let {ranges} through at all, by seed."
+    most = " and ".join(
+        f"{statistics.median(count):g} {name} (at most {max(count):,})" for name, count in counts.items()
+    )
+    return f"Of {rows:,} rows each, the write gate let {most} through at all, in the median of the seeds."
