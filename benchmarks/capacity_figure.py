@@ -24,7 +24,7 @@ COLORS = dict(zip(CONTENDERS, ("C3", "C0", "C9", "C1", "C2", "C4", "C5", "C6", "
 def draw(result: dict[str, Any], path: Path) -> None:
     """A panel for each part and size."""
     panels = [(name, budget, at) for name, sizes in result["parts"].items() for budget, at in sizes.items()]
-    columns = min(3, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = matplotlib.figure.Figure(figsize=(4.6 * columns, 3.7 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
