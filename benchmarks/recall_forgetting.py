@@ -39,7 +39,7 @@ class Plan:
 
 
 PLANS = {
-    "full": Plan(3, Recipe(), Trial((10, 64, 300, 1000, 10_000), rewritten=EVENTS, sequences=16, rounds=4)),
+    "full": Plan(3, Recipe(), Trial((10, 64, 300, 1000, 10_000), rewritten=EVENTS, sequences=8, rounds=8)),
     "quick": Plan(
         1,
         Recipe(memory_steps=200, gate_steps=50, cell_steps=2),
@@ -52,13 +52,13 @@ def measure(plan: Plan, sweep: Sweep) -> Result:
     """Accuracies over the gap by cell, with all reads and with the matrix alone, of every seed."""
     seeds = list(range(FIRST_SEED, FIRST_SEED + plan.seeds))
     found: dict[str, list[Any]] = {}
-    for name, without in SUBJECTS.items():
-        for seed in track(seeds, name):
-            with Subject(seed, plan.recipe, without) as subject:
-                for row in (FULL_CELL, MATRIX):
-                    key = f"{row}, {name}"
-                    point = sweep.get(f"{seed}/{key}", partial(subject.deployed, row, plan.test))
-                    found.setdefault(key, []).append(point)
+    work = [(seed, name) for seed in seeds for name in SUBJECTS]
+    for seed, name in track(work, "cells"):
+        with Subject(seed, plan.recipe, SUBJECTS[name]) as subject:
+            for row in (FULL_CELL, MATRIX):
+                key = f"{row}, {name}"
+                point = sweep.get(f"{seed}/{key}", partial(subject.deployed, row, plan.test))
+                found.setdefault(key, []).append(point)
     return {"seeds": seeds, "plan": dataclasses.asdict(plan), "points": found}
 
 
