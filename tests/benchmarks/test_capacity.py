@@ -101,6 +101,7 @@ def test_our_cell_has_as_many_slots_as_fit_and_a_gated_deltanet_forgets_slowly_a
     torch.testing.assert_close(rates, torch.full_like(rates, 1e-3), rtol=1e-3, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [OURS, CEILING])
 def test_a_short_training_already_recalls_and_is_scored_at_every_point(name: str) -> None:
     task = Pairs((4, 6), 6)

@@ -117,7 +117,7 @@ def test_a_criterion_is_met_exactly_when_its_bound_is_kept(quick: dict[str, Any]
     batch = found["native, rows a second at batch 64 / batch 1"]
     assert (batch["measured"], batch["met"]) == (pytest.approx(1.5), False)
     assert "native / torch eager, 1 solver step" not in found
-    aged = {**quick["flat"], "at": {"100": {}, "1000": {"to_fresh": [0.995, 1.001, 1.02]}}}
+    aged = {"at": {"100": {}, "1000": {"to_fresh": [0.995, 1.001, 1.02]}}, "grown_bytes": 0}
     costs = {backend: {"cost_us": [1.0, 1.5, end]} for backend, end in (("native", 1.9), ("onnxruntime", 2.1))}
     found = {row["criterion"]: row for row in criteria({**quick, "flat": aged, "guards": costs})}
     flat = found["step of an aged stream / of a fresh one, farthest from 1"]

@@ -152,6 +152,7 @@ def test_the_deployed_cell_answers_as_the_torch_step_after_a_training_that_beats
     assert subject.cell.spec().state_bytes > 16 * 1024
 
 
+@pytest.mark.slow
 def test_a_row_is_the_cell_with_the_other_reads_closed(subject: Subject) -> None:
     rows = sequences(4, 3, 2, 5, generator(), rewritten=2, near_misses=0.1).rows
     state = subject.cell.initial_state(4)
