@@ -249,7 +249,10 @@ def report(result: dict[str, Any]) -> str:
             f"The adjoint takes {ratio:.1f} times as long as back-propagation through our solver at "
             f"{result['steps'][-1]} steps.",
             f"One flow of {result['rows']} rows, fourth-order Runge-Kutta (classical in our solver, the 3/8 rule in "
-            "torchdiffeq), float32; gradients of h, u and all weights, the worst of them, against dopri5 in float64.",
+            "torchdiffeq), float32; gradients of h, u and all weights, the worst of them, against dopri5 in float64. "
+            "The adjoint finds h again by solving backwards from its last value; what the field contracts forwards "
+            "grows backwards, and with it the error of few steps (Gholami et al. 2019, ANODE). Half the step size on "
+            "the way back was tried and does not cure that; more steps forwards do.",
             *tables,
             f"Chains of flows of {STEPS_OF_CHAIN} steps:",
             markdown_table(["KiB held by autograd", *(f"{n} outputs" for n in result["outputs"])], chain),

@@ -7,10 +7,11 @@ same data, the same number of training steps, learning rates tried on a seed of 
                if ours does not everywhere, or if a rival is better at the longest gap
     pairs      from few pairs to four times as many as the matrix of a gated DeltaNet of these bytes is wide. Falsified
                if ours is no better than a gated DeltaNet at twice its width
-    rewritten  every key written three times: an average is then worth more. Falsified as before
+    rewritten  every key written three times: an average is then worth more. Falsified if ours is no better than a gated
+               DeltaNet at 4/3 of its width, where as many rows are told as `pairs` tells at most
     patient    `pairs` with three times the training, for ours and the gated DeltaNets; only where it is asked for
 
-    python benchmarks/capacity.py            three seeds, half an hour on one quiet core
+    python benchmarks/capacity.py            three seeds, an hour on one quiet core
     python benchmarks/capacity.py --quick    a few training steps; its figures mean nothing
     python benchmarks/capacity.py --tasks patient --models cell gated-deltanet    a part, or one more
 
@@ -91,7 +92,7 @@ class Plan:
     models: tuple[str, ...] = tuple(CONTENDERS)
 
 
-FULL = Plan(Schedule(steps=600, cell_steps=40, batch=32), 3, 64, (3e-3, 6e-3))
+FULL = Plan(Schedule(steps=600, cell_steps=40, batch=32), 3, 64, (3e-3, 6e-3, 1.2e-2))
 QUICK = Plan(Schedule(steps=3, cell_steps=1, batch=4), 1, 4, (3e-3, 6e-3))
 
 

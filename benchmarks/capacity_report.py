@@ -8,6 +8,7 @@ from typing import Any
 
 from capacity_models import CEILING, CONTENDERS, WINDOW
 from capacity_task import NOISE
+from capacity_training import CELL_RATE, SHARPNESS_RATE
 from claim import judged
 from odestream.models.model import OURS
 from results import circumstances_text, markdown_table
@@ -47,8 +48,9 @@ def report(result: dict[str, Any]) -> str:
         *verdicts(result),
         f"Median of {plan['seeds']} seeds (lowest – highest), {plan['sequences']} sequences a point. Everybody had "
         f"{plan['steps']:,} training steps of {plan['batch']} sequences; ours spent the last {plan['cell_steps']} on "
-        f"the whole cell, the others on its memory path alone. Learning rates of {rates} were tried on a seed of their "
-        "own.",
+        f"the whole cell, the others on its memory path alone. Learning rates of {rates} were tried on a seed of "
+        f"their own, for every model alike. Ours has two more, chosen once: {SHARPNESS_RATE:g} times the rate for the "
+        f"sharpness of its reads, and {CELL_RATE:g} for the whole cell.",
         HOW,
     ]
     for name, sizes in result["parts"].items():

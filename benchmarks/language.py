@@ -6,7 +6,7 @@ those that do not. Falsified where, on repeated bigrams, our cell gains less tha
 whose memories' reads are held back, in the median of the seeds. A byte lasts a whole model unit; the field's limits are
 set so that one solver step crosses it.
 
-    python benchmarks/language.py            two seeds, twenty minutes on one quiet core: a small tier
+    python benchmarks/language.py            three seeds, half an hour on one quiet core: a small tier
     python benchmarks/language.py --quick    a few steps of small models; its figures mean nothing
 
 Writes results/language.json, figures/language.png and a section of RESULTS.md; with --quick into runs/language only. An
@@ -73,7 +73,7 @@ class Plan:
     sizes: Sizes = SIZES
 
 
-FULL = Plan(4_000_000, 4096, 32, 2048, (3e-3, 1e-2), 150, 2)
+FULL = Plan(4_000_000, 4096, 32, 2048, (3e-3, 1e-2), 150, 3)
 QUICK = Plan(20_000, 256, 2, 128, (3e-3,), 2, 1, Sizes(8, 8, 8, 8, 8, 2, 2, 1, 4, 4))
 
 

@@ -144,7 +144,7 @@ def sharpen_gate(cell: Cell, recipe: Recipe, make: torch.Generator) -> None:
     Nothing tells it which ones are right. A row on the wrong side resembles many on the right one, which take it along
     (pseudo-labels, Lee 2013). To be written, a row must have been taken before this stage, and must stay above a
     threshold that rises as what is written gets its margin, in the first quarter. One noise row in a hundred is let
-    through before it, one in 100,000 after it.
+    through before it, one to three in 100,000 after it.
     """
     optimizer, schedule = _adam([{"params": _gate(cell), "lr": recipe.rate}], recipe.gate_steps, WARM)
     gates, before = cell.memory.gates, copy.deepcopy(cell.memory.gates)
