@@ -34,7 +34,7 @@ from results import circumstances_text
 from sweep import Sweep
 
 ABLATED, SEASONAL = KINDS[0], KINDS[-1]
-RATE = 1e-2  # what irregular.py chose for ours
+RATE = 1e-2  # of those that irregular.py tries, the middle one
 SWITCHES: dict[str, tuple[str, ...]] = {
     "no flow": ("flow",),
     "dt ignored": ("flow", "elapsed"),
