@@ -24,7 +24,9 @@ def guards(models: Mapping[str, Model], inputs: Inputs, turns: int) -> dict[str,
 
     Both sides copy x into a buffer and make one call. On native both are calls of the library, of one model: the bare
     one is `odestream_step`, again and again from one state. The guards lie inside `odestream_stream_step`, which also
-    keeps time, phases and buckets: the difference is at least what the guards cost.
+    keeps time, phases and buckets: the difference is at least what the guards cost. Where they are Python,
+    `alone_us` is what they take right after themselves, less a copy of x: a call that streams through its engine's code
+    and weights leaves them cold, and a good part of the difference is the way back into the caches.
     """
     found = {}
     for backend, model in models.items():
@@ -33,12 +35,17 @@ def guards(models: Mapping[str, Model], inputs: Inputs, turns: int) -> dict[str,
             np.copyto(binding.inputs[name], values)
         calls = (_Native if backend == "native" else _InPython)(model, binding, rows)
         sides = {"bare": calls.bare, "guarded": calls.guarded}
+        if isinstance(calls, _InPython):
+            sides |= {"copied": calls.copied, "alone": calls.alone}
         medians = in_turn({name: Side(lambda: None, rows.prepare, call) for name, call in sides.items()}, turns)
         found[backend] = {
             "bare_us": median_of(medians, "bare"),
             "guarded_us": median_of(medians, "guarded"),
             "cost_us": interval(lambda m: median_of(m, "guarded") - median_of(m, "bare"), medians),
         }
+        if "alone" in sides:
+            alone = interval(lambda m: median_of(m, "alone") - median_of(m, "copied"), medians)
+            found[backend]["alone_us"] = alone
     return found
 
 
@@ -67,17 +74,29 @@ class _InPython:
         self._binding.run("1")
         self._binding.swap()
 
+    def copied(self) -> None:
+        self._x[...] = self._rows.x
+
+    def alone(self) -> None:
+        self._before()
+        self._after()
+
     def guarded(self) -> None:
-        binding, rows = self._binding, self._rows
-        now = self._clock.tick(rows.tick)
+        self._before()
+        self._binding.run("1")
+        self._after()
+        self._binding.swap()
+
+    def _before(self) -> None:
+        now = self._clock.tick(self._rows.tick)
         if now <= self._last:
             raise RuntimeError("time stands still")
-        self._intake.observe(rows.x, None)
-        binding.run("1")
-        if not binding.finite():
-            raise RuntimeError("the cell left finite numbers")
-        binding.swap()
+        self._intake.observe(self._rows.x, None)
         self._last = now
+
+    def _after(self) -> None:
+        if not self._binding.finite():
+            raise RuntimeError("the cell left finite numbers")
 
 
 class _Native:

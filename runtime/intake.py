@@ -17,6 +17,8 @@ _BOOL = np.dtype(np.bool_)
 _SQUARES_FIT = 1e76
 """A sum of squares below it is of numbers that float32 can hold: one pass, where asking each of them takes several."""
 
+_FEW = 16  # values that Python adds up sooner than numpy has looked at them
+
 Values = NDArray[Any]
 Seen = NDArray[np.bool_]
 
@@ -57,7 +59,7 @@ class Intake:
         else:
             self._x.fill(0)
             np.putmask(self._x, seen, values)
-        if not self.takes_tokens and not math.isfinite(np.vdot(self._flat, self._flat)):
+        if not self.takes_tokens and not math.isfinite(self._total()):
             self._refuse_not_finite()
 
     def nothing(self) -> None:
@@ -122,6 +124,13 @@ class Intake:
                 f"x: received token {received}, expected 0 to {self._tokens - 1}; encode the text as bytes"
             )
         return array.astype(np.int64)
+
+    def _total(self) -> float:
+        """A number that is not finite where an element of x is not.
+
+        A few values are added up as Python numbers, which are double precision and cannot overflow.
+        """
+        return sum(self._flat.tolist()) if self._flat.size <= _FEW else float(np.vdot(self._flat, self._flat))
 
     def _refuse_not_finite(self) -> None:
         """Name the first channel that is not finite; the caller's test also trips over squares that overflow."""

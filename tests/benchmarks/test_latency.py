@@ -124,6 +124,8 @@ def test_a_criterion_is_met_exactly_when_its_bound_is_kept(quick: dict[str, Any]
     assert (flat["measured"], flat["met"]) == (pytest.approx(0.02), False)
     assert found["guards at batch 1, native, µs a step"]["met"] is True
     assert found["guards at batch 1, onnxruntime, µs a step"]["met"] is False
+    guards = quick["guards"]["onnxruntime"]
+    assert 0 < guards["alone_us"][1] < guards["guarded_us"]
 
 
 def test_memory_that_grows_and_steps_that_slow_down_with_age_are_seen(
