@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from odestream.export import export_bundle, half
 from odestream.models.cell import Cell
@@ -14,6 +16,7 @@ from odestream.runtime.kernels.build import find_compiler, json_flags
 from tests.helpers.calibration import skip_calibration
 from tests.helpers.gru import Gru
 from tests.helpers.sequences import random_cell
+from tests.helpers.sharing import made_once
 
 # No two widths are alike, none is a multiple of a vector's width.
 SIZES = Sizes(hidden=13, field=21, content=11, head=15, gate=9, window=4, slots=5, heads=2, keys=6, values=7)
@@ -50,12 +53,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
     def get(task: Task) -> tuple[Cell, Bundle]:
         if task not in made:
-            path = tmp_path_factory.mktemp("exported") / task
-            cell = random_cell(CONFIGS[task])
+            cell, steps = random_cell(CONFIGS[task]), 1000 if task == "forecast" else 50
             time = TimeSpec(frequencies=cell.config.frequencies)
-            steps = 1000 if task == "forecast" else 50
-            export_bundle(cell, path, task=TASKS[task], time=time, buckets=BUCKETS, verify_steps=steps)
-            made[task] = cell, read_bundle(path)
+            export = partial(export_bundle, cell, task=TASKS[task], time=time, buckets=BUCKETS, verify_steps=steps)
+            made[task] = cell, read_bundle(made_once(tmp_path_factory, f"exported/{task}", export))
         return made[task]
 
     return get
@@ -84,16 +85,15 @@ def half_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
         patch.setattr(half, "DRIFT_STEPS", 400)
         patch.setattr(half, "_WINDOW", 100)
         for name in HALVES:
-            path, cell = tmp_path_factory.mktemp("half") / name, random_cell(CONFIGS["forecast"])
-            time = TimeSpec(frequencies=cell.config.frequencies)
-            export_bundle(cell, path, task=TASKS["forecast"], time=time, buckets=(2,), verify_steps=60, dtype=name)
-            made[name] = read_bundle(path)
+            cell, time = random_cell(CONFIGS["forecast"]), TimeSpec(frequencies=CONFIGS["forecast"].frequencies)
+            export = partial(export_bundle, cell, task=TASKS["forecast"], time=time, buckets=(2,), verify_steps=60)
+            made[name] = read_bundle(made_once(tmp_path_factory, f"half/{name}", partial(export, dtype=name)))
     return made
 
 
 @pytest.fixture(scope="session")
 def gru_bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Gru, Path]:
     """A plain GRU cell and its bundle."""
-    path, module = tmp_path_factory.mktemp("gru") / "bundle", Gru()
-    export_bundle(module, path, verify_steps=100)
-    return module, path
+    torch.manual_seed(0)
+    module = Gru()
+    return module, made_once(tmp_path_factory, "gru/bundle", partial(export_bundle, module, verify_steps=100))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 from pathlib import Path
 
-from odestream.runtime.atomic import write_bytes
+from filelock import FileLock
+
 from odestream.runtime.kernels.build import SOURCES, find_compiler
 from odestream.runtime.kernels.build_cuda import CUDA_SOURCES
 
@@ -28,12 +28,12 @@ def emulated_library(sanitizer: str = "") -> Path:
     }[sanitizer]
     scheduler = {"": (), "thread": ("-DWITH_TSAN",), "address": ("-DWITH_ASAN",)}[sanitizer]
     target = CACHE / f"{sanitizer or 'plain'}-{_digest(repr((FLAGS, flags, scheduler)))}.so"
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        made = target.with_suffix(f".{os.getpid()}")
-        _compile(made, flags, scheduler)
-        write_bytes(target, made.read_bytes())
-        made.unlink()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):  # of several test processes, one compiles
+        if not target.is_file():
+            made = target.with_suffix(".unfinished")
+            _compile(made, flags, scheduler)
+            made.rename(target)
     return target
 
 

@@ -1,6 +1,7 @@
 """Bundles that several test files of the runtime share; written once, never changed."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.helpers import scripted_gpu as scripted
 from tests.helpers.calibration import skip_calibration
 from tests.helpers.problems import tiny_config
 from tests.helpers.sequences import random_cell
+from tests.helpers.sharing import made_once
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
 TINY = Tiny()
@@ -35,12 +37,11 @@ def model(tiny_path: Path) -> Iterator[Model]:
 def cell_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of a small cell of our own, with one solver step and four."""
     cell = random_cell(tiny_config())
-    target = tmp_path_factory.mktemp("cell") / "bundle"
     time = TimeSpec(frequencies=cell.config.frequencies)
     with pytest.MonkeyPatch.context() as patch:
         skip_calibration(patch)
-        export_bundle(cell, target, buckets=(1, 4), time=time, verify_steps=50)
-    return target
+        export = partial(export_bundle, cell, buckets=(1, 4), time=time, verify_steps=50)
+        return made_once(tmp_path_factory, "cell/bundle", export)
 
 
 @pytest.fixture
