@@ -94,7 +94,9 @@ def build(name: str, budget: int) -> Model:
 def configuration(budget: int) -> CellConfig:
     """Our cell's. Its answers are numbers, not logits: of the tasks only `classify` asks for what is no input."""
     scale, centre = (1.0,) * CHANNELS, (0.0,) * CHANNELS
-    one = CellConfig("classify", CHANNELS, SIZES, scale, centre, outputs=VALUES, method="heun", steps=1)
+    one = CellConfig(
+        "classify", CHANNELS, SIZES, scale, centre, outputs=VALUES, episodic_sink=True, method="heun", steps=1
+    )
     slot = 4 * (SIZES.keys + SIZES.values + 2)
     slots = 1 + (budget - Cell(one).spec().state_bytes) // slot
     return replace(one, sizes=replace(SIZES, slots=slots))

@@ -35,9 +35,9 @@ as the bytes allow, in place of a square matrix. Sequences grow over the first 4
 between pairs and questions, rivals start from a state that noise left.
 
 A verdict compares our median with a rival's best seed, since some of their trainings never leave the plateau at 1.
-Slots hold a pair each and take no other once they are full of events as strong: ours recalls what came first, and gives
-its neighbour's value for what it has lost, which is worse than silence. That is why its error climbs past that of a
-matrix, which fades. A gated DeltaNet still improves when the steps end; `--tasks patient` gives three times as many."""
+Slots hold a pair each and take no other once they are full of events as strong: ours recalls what came first. A learned
+sink lets its episodic read stay silent about what it has lost, where it would otherwise give a neighbour's value. A
+gated DeltaNet still improves when the steps end; `--tasks patient` gives three times as many."""
 
 
 def report(result: dict[str, Any]) -> str:

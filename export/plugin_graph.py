@@ -101,6 +101,8 @@ def _lower_memory(
     scalars = [*w["sharpness"], *slope, *w["decay_rate"], *w["gates_surprise"]]
     node.attribute.append(helper.make_attribute("widths", list(widths.values())))
     node.attribute.append(helper.make_attribute("scalars", [float(value) for value in scalars]))
+    if "sink" in w:
+        node.attribute.append(helper.make_attribute("sink", float(w["sink"][0])))
 
 
 def _memory_widths(

@@ -38,7 +38,8 @@ class Settings(Record, frozen=True):
     epochs: the budget, the other is None. solver: a tableau's name, or `odeint:METHOD` or `odeint_adjoint:METHOD`,
     which integrated the flow in training. consistency, kinetic, jacobian: weights of what was asked of the flow, see
     `training.regularity`. without: memories, time features and other parts of the cell that were left out.
-    stationary: whether the inputs of a forecast were said to come back to their mean.
+    stationary: whether the inputs of a forecast were said to come back to their mean. episodic_sink: whether the cell's
+    episodic read has a sink.
     """
 
     preset: str = "nano"
@@ -56,6 +57,7 @@ class Settings(Record, frozen=True):
     jacobian: float = 0.0
     without: tuple[str, ...] = ()
     stationary: bool = False
+    episodic_sink: bool = False
 
 
 class DataInfo(Record, frozen=True):

@@ -54,6 +54,9 @@ def train(
     stationary: Annotated[
         bool, typer.Option("--stationary", help="Forecast inputs come back to their mean: no trend.")
     ] = False,
+    episodic_sink: Annotated[
+        bool, typer.Option("--episodic-sink", help="The cell's episodic read may stay silent about what it has lost.")
+    ] = False,
     horizons: Annotated[str, typer.Option(metavar="N,N", help="Forecast horizons, in median gaps.")] = "1,4,13,26",
     test_fraction: Annotated[float, typer.Option(help="Share that is never trained on.")] = DEFAULTS.test_fraction,
     consistency: Annotated[
@@ -94,6 +97,7 @@ def train(
         jacobian=jacobian,
         without=_names(without),
         stationary=stationary,
+        episodic_sink=episodic_sink,
     )
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # the matrices are small: a second thread waits for the first more than it helps

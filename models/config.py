@@ -14,7 +14,7 @@ Store = Literal["working", "longterm", "episodic"]
 STORES: tuple[Store, ...] = ("working", "longterm", "episodic")
 Part = Literal["write-gate", "read-gate", "forget-gate", "reads", "flow", "drive", "elapsed"]
 PARTS: tuple[Part, ...] = ("write-gate", "read-gate", "forget-gate", "reads", "flow", "drive", "elapsed")
-SWITCHES = ("without", "stationary")  # of a configuration, which older ones do not know
+SWITCHES = ("without", "stationary", "episodic_sink")  # of a configuration, which older ones do not know
 VOCABULARY = 256  # tokens are UTF-8 bytes
 BUCKETS = (1, 2, 4, 8, 16)  # solver steps that a model is trained for and judged with
 
@@ -66,6 +66,7 @@ class CellConfig:
     stationary: whether the channels come back to `centre`: see `normalise.start`.
     frequencies: of the time features, in rad per model unit; may be empty.
     stores: the memories that exist. surprise_gate: whether surprise takes part in the episodic write.
+    episodic_sink: whether the episodic read has a learned sink, see `memory.attend`.
     without: what is switched off, see `models.ablation`.
     decay_limit: upper clamp of λ, per model unit. norm_limit: largest spectral norm of A_h and of B.
     age_limit: A_max, in model units. method, steps, rtol, atol: the unrolled solver as deployed.
@@ -82,6 +83,7 @@ class CellConfig:
     frequencies: tuple[float, ...] = ()
     stores: tuple[Store, ...] = STORES
     surprise_gate: bool = False
+    episodic_sink: bool = False
     without: tuple[Part, ...] = ()
     decay_limit: float = 4.0
     norm_limit: float = 1.5
@@ -110,6 +112,8 @@ class CellConfig:
             raise InputError(
                 f"steps {self.steps}, stores {self.stores}; give at least one step and one store or more of {STORES}"
             )
+        if self.episodic_sink and "episodic" not in self.stores:
+            raise InputError(f"an episodic sink with stores {self.stores}; add the episodic one, or leave the sink out")
 
     @property
     def output_width(self) -> int:

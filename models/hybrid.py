@@ -38,7 +38,8 @@ class HybridWeights(NamedTuple):
     """Weights of `hybrid_memory`; parts of absent stores are None.
 
     slots: shared by working and episodic memory; matrix: of the long-term memory. sharpness [2]: κ of the episodic
-    and of the working read. age_slope [1]; decay_rate [1], of the matrix per model unit.
+    and of the working read. age_slope [1]; decay_rate [1], of the matrix per model unit. sink [1]: the cosine θ of the
+    episodic read's sink, None without one.
     """
 
     gates: GateWeights
@@ -47,6 +48,7 @@ class HybridWeights(NamedTuple):
     sharpness: Tensor
     age_slope: Tensor
     decay_rate: Tensor
+    sink: Tensor | None
 
 
 class Address(NamedTuple):
@@ -178,6 +180,7 @@ class HybridMemory(nn.Module):
         self.sharpness = nn.Parameter(torch.tensor([8.0, 8.0]))
         self.age_slope = nn.Parameter(torch.tensor([-4.0]))
         self.log_decay_rate = nn.Parameter(torch.tensor([-16.0]))
+        self.sink = nn.Parameter(torch.tensor([0.7])) if config.episodic_sink else None
 
     def weights(self) -> HybridWeights:
         """Folded weights, differentiable in the parameters."""
@@ -188,6 +191,7 @@ class HybridMemory(nn.Module):
             self.sharpness,
             self.age_slope,
             F.softplus(self.log_decay_rate),
+            self.sink,
         )
 
 
@@ -249,7 +253,7 @@ def _reads(
         query = query_of(said.slots, h, w.slots, None)
         if "ek" in old:
             sharpness = w.sharpness.narrow(0, 0, 1)
-            reads["episodic"] = memory.attend(query, old["ek"], old["ev"], old["es"], sharpness, None)
+            reads["episodic"] = memory.attend(query, old["ek"], old["ev"], old["es"], sharpness, None, w.sink)
         if "wk" in old:
             bias, sharpness = memory.age_bias(old["wa"], w.age_slope), w.sharpness.narrow(0, 1, 1)
             reads["working"] = memory.attend(query, old["wk"], old["wv"], old["ws"], sharpness, bias)

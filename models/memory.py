@@ -27,18 +27,32 @@ def age(ages: Tensor, dt: Tensor, limit: float) -> Tensor:
 
 
 def attend(
-    query: Tensor, keys: Tensor, values: Tensor, strengths: Tensor, sharpness: Tensor, bias: Tensor | None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    strengths: Tensor,
+    sharpness: Tensor,
+    bias: Tensor | None,
+    sink: Tensor | None = None,
 ) -> Tensor:
     """Read slots: softmax(κ·cos(q, k) + log(s/s_max + ε) + bias) over n slots; zero when all are empty.
 
-    query [B, dk] and keys [B, n, dk] of length one, values [B, n, dv], strengths [B, n]; returns [B, dv].
+    query [B, dk] and keys [B, n, dk] of length one, values [B, n, dv], strengths [B, n]; returns [B, dv]. With a sink
+    θ [1], a cosine, the softmax has one more entry, of logit κ·θ and value zero: where no key is as near to the query,
+    the read is nearly zero instead of a neighbour's value. It is the attention sink with a key and value of zeros
+    (Xiao et al. 2024, "Efficient streaming language models with attention sinks", section 3.3) with its logit learned.
     """
     strongest = torch.amax(strengths, dim=-1, keepdim=True)
     similarity = torch.matmul(keys, query.unsqueeze(-1)).squeeze(-1)
     logits = sharpness * similarity + torch.log(strengths / torch.clamp(strongest, min=1e-20) + LOG_FLOOR)
     if bias is not None:
         logits = logits + bias
-    read = torch.matmul(torch.softmax(logits, dim=-1).unsqueeze(-2), values).squeeze(-2)
+    if sink is None:
+        shares = torch.softmax(logits, dim=-1)
+    else:
+        silence = torch.zeros_like(strongest) + sharpness * sink
+        shares = torch.softmax(torch.cat([logits, silence], dim=-1), dim=-1).narrow(-1, 0, keys.shape[-2])
+    read = torch.matmul(shares.unsqueeze(-2), values).squeeze(-2)
     return torch.where(strongest > 0, read, 0.0)
 
 

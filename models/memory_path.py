@@ -114,7 +114,8 @@ def _reads(story: _Story, h: Tensor, at: Tensor, w: HybridWeights, config: CellC
         query = query_of(_at(story.slots, at), h, w.slots, None)
         if "episodic" in strength:
             places = _episodes(strength["episodic"], config.sizes.slots, at)
-            reads["episodic"] = _attend(query, story.slots, strength["episodic"], places, w.sharpness[:1], None)
+            sharpness = w.sharpness[:1]
+            reads["episodic"] = _attend(query, story.slots, strength["episodic"], places, sharpness, None, w.sink)
         if "working" in strength:
             places = _windows(story.observed, config.sizes.window, at)
             ages = torch.clamp(story.time[:, at].unsqueeze(-1) - _gather(story.time, places), max=config.age_limit)
@@ -124,11 +125,17 @@ def _reads(story: _Story, h: Tensor, at: Tensor, w: HybridWeights, config: CellC
 
 
 def _attend(
-    query: Tensor, said: Address, strength: Tensor, places: Tensor, sharpness: Tensor, bias: Tensor | None
+    query: Tensor,
+    said: Address,
+    strength: Tensor,
+    places: Tensor,
+    sharpness: Tensor,
+    bias: Tensor | None,
+    sink: Tensor | None = None,
 ) -> Tensor:
     """`memory.attend` over the rows [B, A, n] that stand in the slots at the asked times."""
     keys, values, strengths = (_gather(part, places) for part in (said.key, said.value, strength))
-    return memory.attend(query, keys, values, strengths, sharpness, bias)
+    return memory.attend(query, keys, values, strengths, sharpness, bias, sink)
 
 
 def _at(address: Address, at: Tensor) -> Address:

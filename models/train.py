@@ -49,7 +49,7 @@ AVERAGES = (0.5, 2.0, 8.0, 32.0)  # model units: 5 to 320 median gaps
 ANCHOR = 1e4  # of one more, for a stationary record: it stays about the centre where it begins
 DEFAULT_MINUTES = {"nano": 1.5, "small": 6.0, "base": 30.0}
 DEPLOYED_METHOD = "bosh32"  # where torchdiffeq integrated the flow in training
-OF_THE_CELL = ("solver", "consistency", "kinetic", "jacobian", "without")
+OF_THE_CELL = ("solver", "consistency", "kinetic", "jacobian", "without", "episodic_sink")
 PHASE = "phase"
 LEFT_OUT = (*STORES, PHASE, *PARTS)
 FORECAST_LANES, FORECAST_CHUNK = 48, 8
@@ -203,6 +203,7 @@ def _config(
         stationary=settings.stationary,
         frequencies=time.frequencies,
         stores=tuple(store for store in STORES if store not in settings.without),
+        episodic_sink=settings.episodic_sink,
         without=tuple(part for part in PARTS if part in settings.without),
         method=DEPLOYED_METHOD if ":" in settings.solver else settings.solver,
     )
@@ -243,12 +244,14 @@ def _check_model(settings: Settings) -> None:
     check_name(settings.model)
     given = [name for name in OF_THE_CELL if getattr(settings, name) != getattr(Settings(), name)]
     if settings.model != OURS and given:
-        raise InputError(f"--{given[0]} is for a cell, and {settings.model} is none; leave it out")
+        raise InputError(f"--{given[0].replace('_', '-')} is for a cell, and {settings.model} is none; leave it out")
     unknown = [part for part in settings.without if part not in LEFT_OUT]
     if unknown or set(STORES) <= set(settings.without):
         raise InputError(
             f"--without {','.join(settings.without)}: name parts of {', '.join(LEFT_OUT)}, not all memories"
         )
+    if settings.episodic_sink and "episodic" in settings.without:
+        raise InputError("--episodic-sink needs the memory that --without episodic leaves out; give one of them")
 
 
 def _identity(info: RunInfo) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from odestream.runtime.contract.engine import PluginRecord
 from odestream.runtime.errors import CompatError, PathError
 from odestream.runtime.kernels.build import folders
 
-PLUGIN_ABI = 1
+PLUGIN_ABI = 2
+READABLE = (1, PLUGIN_ABI)  # 2 added a field that may be missing: engines of 1 run with their own library
 FOLDERS_VARIABLE = "ODESTREAM_PLUGIN_FOLDERS"
 _SYSTEM = (Path("/usr/local/lib/odestream"), Path("/usr/lib/odestream"))
 _REBUILD = "build it again from runtime/kernels/csrc (see JETSON.md) and compile the bundle again"
@@ -48,7 +49,7 @@ def plugin_record(path: Path) -> PluginRecord:
 
 def find_plugin(record: PluginRecord) -> Path:
     """The library that an engine was built with; CompatError where it is missing, another, or of another interface."""
-    if record.abi != PLUGIN_ABI:
+    if record.abi not in READABLE:
         raise CompatError(
             f"{record.file}: plugin interface {record.abi}, this odestream needs {PLUGIN_ABI}; {_REBUILD}"
         )

@@ -48,6 +48,7 @@ class _Cell(msgspec.Struct, frozen=True):
     stores: tuple[Literal["working", "longterm", "episodic"], ...]
     surprise_gate: bool
     age_limit: float
+    episodic_sink: bool = False
 
 
 def native_config(manifest: Manifest) -> Config:
@@ -99,6 +100,7 @@ def _integers(cell: _Cell) -> dict[str, object]:
         "stores": len(cell.stores),
         "store": tuple(_STORES.index(store) for store in cell.stores),
         "surprise_gate": int(cell.surprise_gate),
+        "episodic_sink": int(cell.episodic_sink),
         "averages": len(cell.averages),
         "frequencies": len(cell.frequencies),
     }

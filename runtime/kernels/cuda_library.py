@@ -14,7 +14,7 @@ from odestream.runtime.errors import CompatError
 from odestream.runtime.kernels.build_cuda import CUDA_COMMAND, find_cuda_library
 from odestream.runtime.kernels.library import Config, Weight
 
-CUDA_ABI = 1
+CUDA_ABI = 2
 CUDA_LIBRARY_VARIABLE = "ODESTREAM_CUDA_LIBRARY"
 """Names a library to load instead of the one that was built here."""
 

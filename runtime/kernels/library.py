@@ -11,7 +11,7 @@ from pathlib import Path
 from odestream.runtime.errors import CompatError
 from odestream.runtime.kernels.build import COMMAND, find_library
 
-ABI = 2
+ABI = 3
 MAX_STORES = 3
 MAX_BUCKETS = 64
 BAD_VALUE, BAD_MASK, BAD_TIME, LONG_GAP, NOT_FINITE = 3, 4, 5, 6, 7
@@ -29,7 +29,7 @@ class Config(Structure):
         *((name, c_int32) for name in ("task", "channels", "outputs", "hidden", "field", "content", "head", "gate")),
         *((name, c_int32) for name in ("window", "slots", "heads", "keys", "values", "stores")),
         ("store", c_int32 * MAX_STORES),
-        *((name, c_int32) for name in ("surprise_gate", "averages", "frequencies")),
+        *((name, c_int32) for name in ("surprise_gate", "episodic_sink", "averages", "frequencies")),
         *((name, _Floats) for name in ("scale", "centre", "average", "frequency")),
         *((name, c_float) for name in ("age_limit", "rtol", "atol")),
         *((name, c_int32) for name in ("stages", "fsal", "estimates")),

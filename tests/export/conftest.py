@@ -33,6 +33,7 @@ CONFIGS: dict[Task, CellConfig] = {
         averages=(1.0, 10.0, 100.0),
         frequencies=(0.3, 1.7),
         surprise_gate=True,
+        episodic_sink=True,
     ),
     "classify": CellConfig("classify", 3, SIZES, scale=(1.0,) * 3, centre=(0.0,) * 3, outputs=5),
     "tokens": CellConfig("tokens", 1, SIZES, scale=(1.0,), centre=(0.0,)),

@@ -115,7 +115,8 @@ def test_the_memory_alone_is_torch_hybrid_memory(
     stores: tuple[Store, ...], batch: int, processors: int, cuda_on_cpu: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_ON_CPU_PROCESSORS", str(processors))
-    cell = random_cell(tiny_config("classify", stores=stores, surprise_gate=True))
+    sink = "episodic" in stores
+    cell = random_cell(tiny_config("classify", stores=stores, surprise_gate=True, episodic_sink=sink))
     config, rng = cell.config, np.random.default_rng(1)
     features = rng.standard_normal((batch, config.feature_width)).astype(np.float32)
     h = rng.standard_normal((batch, config.sizes.hidden)).astype(np.float32)

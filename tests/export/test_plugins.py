@@ -7,6 +7,7 @@ colon by colon, one for each version to try. Nothing here proves that a GPU or T
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from onnx import helper, numpy_helper
 from odestream.export.engine import whole_model
 from odestream.export.plugin_graph import LANES, lower_calls, pack
 from odestream.export.precision import precision, rounded
+from odestream.models.cell import Cell
 from odestream.models.config import Task
 from odestream.models.flow import ode_flow
 from odestream.models.hybrid import hybrid_memory
@@ -214,7 +216,17 @@ def test_the_memory_plugin_reads_matrices_in_half_precision(
     check_memory(shim, cell, Lowered(half_bundles[name], "2", "HybridMemory"), 3)
 
 
-def check_memory(shim: ctypes.CDLL, cell: Any, lowered: Lowered, batch: int) -> None:
+def test_a_memory_plugin_without_the_field_of_a_sink_has_none(shim: ctypes.CDLL, exported: Exported) -> None:
+    """As in graphs and engines from before there was one."""
+    cell, bundle = exported("forecast")
+    weights = cell.state_dict()
+    assert weights.pop("memory.sink") == 0.7
+    without = Cell(dataclasses.replace(cell.config, episodic_sink=False))
+    without.load_state_dict(weights)
+    check_memory(shim, without, Lowered(bundle, "4", "HybridMemory"), 3, sink=None)
+
+
+def check_memory(shim: ctypes.CDLL, cell: Any, lowered: Lowered, batch: int, **changed: Any) -> None:
     """Through the fields that an engine would hold: the plugin is serialised and made again before it is called."""
     rng, config = np.random.default_rng(1), cell.config
     members = [m for m in cell.spec().state if m.name in ("wk", "wv", "ws", "wa", "m", "ek", "ev", "es", "ea")]
@@ -237,7 +249,7 @@ def check_memory(shim: ctypes.CDLL, cell: Any, lowered: Lowered, batch: int) -> 
     out += [np.full_like(value, np.nan) for value in old.values()]
     out.append(np.full((batch, 2 * len(config.stores) + 2), np.nan, np.float32))
     which = KINDS.index("HybridMemory")
-    fields, count = lowered.fields()
+    fields, count = lowered.fields(**changed)
     first = shim.shim_create(which, fields, count)
     plugin = shim.shim_again(which, ctypes.c_void_p(first))
     assert shim.shim_outputs(ctypes.c_void_p(plugin)) == len(out)
@@ -289,6 +301,7 @@ def test_types_and_formats_are_those_of_the_design(shim: ctypes.CDLL, exported: 
         ("HybridMemory", {"stores": b"working,attic"}),
         ("HybridMemory", {"stores": b""}),
         ("HybridMemory", {"scalars": [1.0, 2.0]}),
+        ("HybridMemory", {"sink": [0.7, 0.7]}),
         ("HybridMemory", {"widths": [13, 10, 9, 4, 5, 2, 6, 1 << 20]}),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -43,6 +44,22 @@ def test_a_loaded_cell_steps_bit_for_bit_like_the_saved_one(tmp_path: Path, task
     found, state_found = loaded.step(inputs, loaded.initial_state(3))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert all(torch.equal(state[name], state_found[name]) for name in state)
+
+
+def test_a_run_from_before_there_was_a_sink_loads_as_a_cell_without(run: Path, tmp_path: Path) -> None:
+    config = json.loads((run / "config.json").read_bytes())
+    assert "episodic_sink" not in config["cell"]
+    del config["settings"]["episodic_sink"]
+    (run / "config.json").write_text(json.dumps(config))
+    old, info = load_checkpoint(run)
+    assert not old.config.episodic_sink
+    assert not info.settings.episodic_sink
+    assert "memory.sink" not in old.state_dict()
+    own = random_cell(tiny_config(episodic_sink=True))
+    save_checkpoint(tmp_path / "own", own, INFO)
+    loaded, _ = load_checkpoint(tmp_path / "own")
+    assert loaded.config == own.config
+    assert loaded.state_dict().keys() - old.state_dict().keys() == {"memory.sink"}
 
 
 def test_a_pickle_is_refused_and_not_executed(run: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from odestream.models.train import check_settings
 from odestream.runtime.cli import main
 from odestream.runtime.contract.manifest import TaskKind, TaskSpec
 from odestream.runtime.errors import InputError
-from tests.helpers.problems import TINY
+from tests.helpers.problems import TINY, tiny_config
 from tests.helpers.tables import classes_csv, seasonal_csv
 
 QUICK = ("--epochs", "1", "--horizons", "1,3")
@@ -50,6 +50,30 @@ def test_a_stationary_record_gets_an_average_that_stays_at_its_centre(table: Pat
 def test_stationary_is_refused_where_nothing_is_forecast(kind: TaskKind) -> None:
     with pytest.raises(InputError, match=f"--stationary is for a forecast, and a task of {kind} is none; leave it out"):
         check_settings(Settings(stationary=True), TaskSpec(kind))
+
+
+def test_a_sink_is_trained_with_the_cell(table: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["train", str(table), "--time", "time", "--out", str(run), *QUICK, "--episodic-sink"]) == 0
+    cell, info = load_checkpoint(run)
+    assert info.settings.episodic_sink
+    assert cell.config.episodic_sink
+    assert cell.memory.sink is not None
+    assert cell.memory.sink.item() not in (0.0, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (Settings(episodic_sink=True, model="gru"), "--episodic-sink is for a cell, and gru is none; leave it out"),
+        (Settings(episodic_sink=True, without=("episodic",)), "--episodic-sink needs the memory that --without"),
+    ],
+)
+def test_a_sink_is_refused_where_there_is_no_episodic_memory(settings: Settings, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        check_settings(settings, TaskSpec("forecast"))
+    with pytest.raises(InputError, match="add the episodic one, or leave the sink out"):
+        tiny_config(stores=("working", "longterm"), episodic_sink=True)
 
 
 def test_a_table_becomes_a_run(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

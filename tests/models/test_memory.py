@@ -74,6 +74,36 @@ def test_a_read_of_empty_slots_is_zero_and_empty_slots_do_not_dilute() -> None:
         torch.testing.assert_close(read, torch.tensor([[5.0]]), rtol=1e-5, atol=0)
 
 
+@given(st.integers(0, 1000), st.floats(-1, 1.5), st.floats(0.1, 80))
+@settings(deadline=None)
+def test_a_sink_is_one_more_entry_of_the_softmax_with_nothing_to_give(seed: int, sink: float, sharpness: float) -> None:
+    rng = np.random.default_rng(seed)
+    query, keys = rng.normal(size=(2, 3)), rng.normal(size=(2, 4, 3))
+    query /= np.linalg.norm(query, axis=-1, keepdims=True)
+    keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
+    values, strengths = rng.normal(size=(2, 4, 5)), rng.uniform(0.1, 1, (2, 4)) * rng.integers(0, 2, (2, 4))
+    strengths[1] = 0
+    expected = np.zeros((2, 5))
+    if strengths[0].any():
+        logits = sharpness * keys[0] @ query[0] + np.log(strengths[0] / strengths[0].max() + memory.LOG_FLOOR)
+        terms = np.exp(np.append(logits, sharpness * sink) - max(logits.max(), sharpness * sink))
+        expected[0] = terms[:4] @ values[0] / terms.sum()
+    tensors = (torch.from_numpy(a) for a in (query, keys, values, strengths, np.array([sharpness])))
+    read = memory.attend(*tensors, None, torch.tensor([sink], dtype=torch.float64))
+    np.testing.assert_allclose(read.numpy(), expected, rtol=1e-11, atol=1e-13)
+    assert not read[1].any()
+
+
+def test_a_sink_far_below_every_key_takes_nothing_and_one_above_leaves_nothing() -> None:
+    torch.manual_seed(0)
+    query, sharp = memory.unit(torch.randn(3, 4)), torch.tensor([8.0])
+    slots = memory.unit(torch.randn(3, 5, 4)), torch.randn(3, 5, 2), torch.rand(3, 5) + 0.1
+    plain = memory.attend(query, *slots, sharp, None)
+    for sink in (-1e4, -torch.inf):
+        assert torch.equal(memory.attend(query, *slots, sharp, None, torch.tensor([sink])), plain)
+    assert memory.attend(query, *slots, sharp, None, torch.tensor([5.0])).abs().max() < 1e-10
+
+
 def test_slots_can_be_added_without_changing_what_is_read() -> None:
     torch.manual_seed(0)
     query, sharp = memory.unit(torch.randn(3, 4)), torch.tensor([8.0])

@@ -37,7 +37,7 @@ def one_by_one(cell: Cell, inputs: dict[str, Tensor], hidden: Tensor, opened: Te
 @pytest.mark.parametrize("task", ["classify", "tokens"])
 @pytest.mark.parametrize("stores", [STORES, *((store,) for store in STORES)])
 def test_all_at_once_equals_one_by_one(task: str, stores: tuple[str, ...]) -> None:
-    cell = random_cell(tiny_config(task, stores=stores))
+    cell = random_cell(tiny_config(task, stores=stores, episodic_sink="episodic" in stores))
     inputs, hidden = random_inputs(cell.config, LENGTH, BATCH), torch.randn(LENGTH, BATCH, cell.config.sizes.hidden)
     opened = torch.rand(BATCH, len(stores))
     expected = one_by_one(cell, inputs, hidden, opened)
@@ -49,10 +49,10 @@ def test_all_at_once_equals_one_by_one(task: str, stores: tuple[str, ...]) -> No
     torch.testing.assert_close(some.y, expected[asked], rtol=1e-4, atol=2e-6)
 
 
-@given(st.integers(0, 1000))
+@given(st.integers(0, 1000), st.booleans())
 @settings(max_examples=8)
-def test_gradients_are_those_of_the_steps_one_by_one(seed: int) -> None:
-    cell = random_cell(tiny_config("classify", surprise_gate=True), seed)
+def test_gradients_are_those_of_the_steps_one_by_one(seed: int, sink: bool) -> None:
+    cell = random_cell(tiny_config("classify", surprise_gate=True, episodic_sink=sink), seed)
     inputs, hidden = random_inputs(cell.config, LENGTH, BATCH, seed), torch.zeros(LENGTH, BATCH, 6)
     parameters = list(cell.memory.parameters())
     expected = torch.autograd.grad(one_by_one(cell, inputs, hidden, None).square().sum(), parameters, allow_unused=True)

@@ -101,7 +101,8 @@ def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_pa
 
 
 def test_a_stopped_run_can_be_resumed_and_then_holds_no_training_state(tmp_path: Path) -> None:
-    job = job_for(tmp_path, "forecast", epochs=6)
+    settings = Settings(epochs=6, period=20.0, horizons=(1, 5), episodic_sink=True)
+    job = job_for(tmp_path, "forecast", settings=settings)
     steps: list[int] = []
     assert train_run(job, ALONE, lambda report: steps.append(report.step), lambda: len(steps) >= 2) is None
     assert [path.name for path in job.out.iterdir()] == [TRAINING_FILE]
@@ -119,6 +120,8 @@ def test_a_stopped_run_can_be_resumed_and_then_holds_no_training_state(tmp_path:
     assert read.metrics["parameters"] == sum(p.numel() for p in cell.parameters())
     assert read.metrics["steps"] == len(steps)
     assert read.time.frequencies == cell.config.frequencies
+    assert read.settings.episodic_sink
+    assert cell.config.episodic_sink
 
 
 @pytest.mark.parametrize("kind", ["classify", "tokens"])

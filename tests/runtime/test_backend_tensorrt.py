@@ -232,7 +232,7 @@ MISMATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "31 the sidecar names no plugin library": ({"calls": {"OdeFlow": "plugin"}}, r"its sidecar names no library"),
     "32 another plugin interface": (
         {"plugin": PluginRecord(PLUGIN.file, PLUGIN.sha256, 99)},
-        r"plugin interface 99, this odestream needs 1",
+        r"plugin interface 99, this odestream needs 2",
     ),
     "33 other weights": ({"weights_sha256": "0" * 64}, r"built from other weights"),
     "33 another graph": ({"graph_sha256": "0" * 64}, r"built from another graph"),
@@ -325,11 +325,17 @@ def library(folder: Path, data: bytes = b"library") -> Path:
     return path
 
 
+@pytest.mark.parametrize("interface", [1, plugin_library.PLUGIN_ABI])
 def test_the_plugin_library_is_registered_before_the_engine_from_an_allowed_folder_alone(
-    script: scripted.Script, engines: Setting, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    interface: int,
+    script: scripted.Script,
+    engines: Setting,
+    tiny_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     allowed = library(tmp_path / "allowed")
-    engines(plugin=PLUGIN)
+    engines(plugin=PluginRecord(PLUGIN.file, PLUGIN.sha256, interface))
     monkeypatch.setenv(plugin_library.FOLDERS_VARIABLE, str(allowed.parent))
     with load(tiny_path, "tensorrt"):
         assert script.loaded_plugins == [str(allowed)]

@@ -72,7 +72,8 @@ ODE_FN void gate_row(const Cell& cell, const float* logits, const float* said, f
 }
 
 // out = opened · softmax(κ·cos(q, k) + log(s/s_max + ε) + bias)·values; zero when all slots are empty. The bias of the
-// working memory is −slope·log(1 + age).
+// working memory is −slope·log(1 + age). The softmax of the episodic one may have a sink: one more entry, of logit
+// κ·sink and value zero.
 template <class Team>
 ODE_FN void attend(const Team& team, const Tile& tile, const Slots& slots, const float* query, Store store, float opened,
                    int r, float* out) {
@@ -91,9 +92,13 @@ ODE_FN void attend(const Team& team, const Tile& tile, const Slots& slots, const
     if (store == WORKING) {
         team.each(n, [=](int i) { scores[i] -= slope * log_of(1.0f + at_most(ages[i] + dt, limit)); });
     }
-    const float top = team.max(n, scores);
+    const bool sinks = store == EPISODIC && cell.size.episodic_sink;
+    const float silence = sharpness * cell.sink;
+    float top = team.max(n, scores);
+    if (sinks) top = larger(silence, top);
     team.each(n, [=](int i) { scores[i] = exp_of(scores[i] - top); });
-    const float total = team.sum(n, [=](int i) { return scores[i]; });
+    float total = team.sum(n, [=](int i) { return scores[i]; });
+    if (sinks) total += exp_of(silence - top);
     team.mix(scores, slots.values, n, values, values, out);
     const float share = opened / total;
     team.each(values, [=](int i) { out[i] = strongest > 0.0f ? share * out[i] : 0.0f; });

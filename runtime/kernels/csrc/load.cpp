@@ -138,7 +138,7 @@ Sizes sizes_of(const odestream_config& c) {
     z.task = c.task, z.channels = c.channels, z.hidden = c.hidden, z.field = c.field, z.content = c.content;
     z.head = c.head, z.gate = c.gate, z.window = c.window, z.slots = c.slots, z.heads = c.heads, z.keys = c.keys;
     z.values = c.values, z.averages = c.averages, z.frequencies = c.frequencies, z.stores = c.stores;
-    z.surprise_gate = c.surprise_gate != 0;
+    z.surprise_gate = c.surprise_gate != 0, z.episodic_sink = c.episodic_sink != 0;
     z.answers = c.task == FORECAST ? 2 * c.channels : c.task == CLASSIFY ? c.outputs : VOCABULARY;
     z.norm_features = c.averages > 0 ? c.channels * (2 + c.averages) : 0;
     z.features = c.task == TOKENS ? c.content : c.averages > 0 ? z.norm_features : 2 * c.channels;
@@ -235,6 +235,7 @@ void place_memory(Cell& cell, const Weights& w, Block& block) {
     for (int i = 0; i < 2; ++i) cell.sharpness[i] = sharpness[i], cell.surprise[i] = surprise[i];
     cell.age_slope = static_cast<float>(slope > 20.0 ? slope : std::log1p(std::exp(slope)));
     cell.decay_rate = *w.vector("memory.decay_rate", 1);
+    if (z.episodic_sink) cell.sink = *w.vector("memory.sink", 1);
 }
 
 void place_heads(Cell& cell, const Weights& w, Block& block) {

@@ -87,6 +87,7 @@ void read_config(Manifest& m, const Json& value) {
             index_of(store.get<std::string>(), {"working", "longterm", "episodic"}, "config.stores");
     }
     c.surprise_gate = config.flag("surprise_gate");
+    c.episodic_sink = config.has("episodic_sink") && config.flag("episodic_sink");
     c.age_limit = static_cast<float>(config.number("age_limit", 0, std::numeric_limits<float>::max()));
     m.scale = config.floats("scale"), m.centre = config.floats("centre"), m.averages = config.floats("averages");
     m.frequencies = config.floats("frequencies");

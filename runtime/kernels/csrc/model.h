@@ -38,7 +38,7 @@ struct Sizes {
     int task, channels, hidden, field, content, head, gate, window, slots, heads, keys, values, answers;
     int averages, frequencies, features, norm_features, reads, gates;
     int stores, store[MAX_STORES];  // in the order of the configuration
-    bool surprise_gate;
+    bool surprise_gate, episodic_sink;
 };
 
 // Where each member begins in the state of one stream; ABSENT without it. With B streams, member m of stream r begins
@@ -67,7 +67,7 @@ struct Cell {
     Tableau method;
     float rtol, atol, age_limit;
     float age_slope;  // softplus already taken
-    float decay_rate, sharpness[2], surprise[2];
+    float decay_rate, sharpness[2], surprise[2], sink;
     const float *scale, *per_scale, *centre, *log_scale2;  // of each channel; per_scale: 1 / scale
     const float *rates, *frequencies, *decay, *embedding;  // rates: 1 / averages
     Matrix hidden, drive, time, output;                    // of the field

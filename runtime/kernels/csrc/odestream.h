@@ -23,7 +23,7 @@ extern "C" {
 
 /* Changes whenever a struct or a function below does. */
 #ifndef ODESTREAM_ABI
-#define ODESTREAM_ABI 2
+#define ODESTREAM_ABI 3
 #endif
 
 #define ODESTREAM_MAX_STAGES 16
@@ -57,7 +57,7 @@ typedef struct {
     int32_t task, channels, outputs;
     int32_t hidden, field, content, head, gate, window, slots, heads, keys, values;
     int32_t stores, store[ODESTREAM_MAX_STORES]; /* how many, and which, in the configuration's order */
-    int32_t surprise_gate;
+    int32_t surprise_gate, episodic_sink;
     int32_t averages, frequencies; /* how many */
     const float *scale, *centre;   /* [channels] */
     const float *average;          /* [averages] */

@@ -17,7 +17,7 @@ extern "C" {
 
 /* Changes whenever a struct or a function below does, or those that it takes from odestream.h. */
 #ifndef ODESTREAM_CUDA_ABI
-#define ODESTREAM_CUDA_ABI 1
+#define ODESTREAM_CUDA_ABI 2
 #endif
 
 enum {

@@ -110,6 +110,8 @@ public:
         const std::vector<float> scalars = fields.floats("scalars", 6);
         for (int i = 0; i < 2; ++i) cell_.sharpness[i] = scalars[i], cell_.surprise[i] = scalars[4 + i];
         cell_.age_slope = scalars[2], cell_.decay_rate = scalars[3];
+        z.episodic_sink = fields.has("sink");
+        if (z.episodic_sink) cell_.sink = fields.floats("sink", 1)[0];
         cell_.part = said_of(z);
         cell_.place = places_of(z, cell_.part, 1);
     }
@@ -205,6 +207,13 @@ void Fields::point() {
     fields_.clear();
     for (const Kept& kept : kept_) fields_.emplace_back(kept.name.c_str(), kept.bytes.data(), kept.type, kept.length);
     collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
+}
+
+bool Fields::has(const char* name) const {
+    for (const Kept& kept : kept_) {
+        if (kept.name == name) return true;
+    }
+    return false;
 }
 
 const Fields::Kept& Fields::find(const char* name, PluginFieldType type, size_t count) const {

@@ -52,7 +52,8 @@ const Kind& memory_kind() {
                             {"stores", nullptr, PluginFieldType::kCHAR, 0},
                             {"surprise_gate", nullptr, PluginFieldType::kINT32, 1},
                             {"age_limit", nullptr, PluginFieldType::kFLOAT32, 1},
-                            {"scalars", nullptr, PluginFieldType::kFLOAT32, 6}}};
+                            {"scalars", nullptr, PluginFieldType::kFLOAT32, 6},
+                            {"sink", nullptr, PluginFieldType::kFLOAT32, 1}}};
     return kind;
 }
 

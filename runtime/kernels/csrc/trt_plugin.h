@@ -10,7 +10,7 @@
 #include <vector>
 
 // Changes whenever the inputs or fields of a plugin do; odestream.runtime.backends.plugin_library names it too.
-#define ODESTREAM_PLUGIN_ABI 1
+#define ODESTREAM_PLUGIN_ABI 2
 
 namespace odestream {
 
@@ -25,6 +25,7 @@ public:
     std::vector<int> ints(const char* name, size_t count) const;
     std::vector<float> floats(const char* name, size_t count) const;
     std::string text(const char* name) const;
+    bool has(const char* name) const;
 
     const nvinfer1::PluginFieldCollection* collection() const { return &collection_; }
 
