@@ -18,7 +18,8 @@ TITLES = {
     "rewritten": "each key written 3 times",
     "patient": "many pairs, 3 × the training",
 }
-COLORS = dict(zip(CONTENDERS, ("C3", "C0", "C9", "C1", "C2", "C4", "C5", "C6", "0.35"), strict=True))
+HUES = ("C3", "C0", "C9", "C1", "C8", "C2", "gold", "C4", "navy", "C5", "C6", "0.35")
+COLORS = dict(zip(CONTENDERS, HUES, strict=True))
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -17,7 +17,10 @@ from odestream.models.baselines.diagonal_ssm import DiagonalSsmSizes
 from odestream.models.baselines.full_attention import FullAttentionSizes
 from odestream.models.baselines.gated_deltanet import DeltaMixer, GatedDeltaNetSizes
 from odestream.models.baselines.linear_attention import LinearAttentionSizes, LinearMixer
+from odestream.models.baselines.linoss import LinossSizes
+from odestream.models.baselines.selective_ssm import SelectiveMixer, SelectiveSsmSizes
 from odestream.models.baselines.sliding_window import SlidingWindowSizes
+from odestream.models.baselines.strided_sparse import StridedSparseSizes
 from odestream.models.cell import Cell
 from odestream.models.config import CellConfig
 from odestream.models.config import Sizes as CellSizes
@@ -57,8 +60,20 @@ def _diagonal(n: int) -> Sizes:
     return DiagonalSsmSizes(layers=1, states=n)
 
 
+def _selective(n: int) -> Sizes:
+    return SelectiveSsmSizes(layers=1, states=n, taps=1)
+
+
+def _oscillators(n: int) -> Sizes:
+    return LinossSizes(layers=1, states=n)
+
+
 def _window(n: int) -> Sizes:
     return SlidingWindowSizes(layers=1, heads=1, window=n + 1)
+
+
+def _strided(n: int) -> Sizes:
+    return StridedSparseSizes(layers=1, heads=1, stride=2, reach=n)
 
 
 CONTENDERS: dict[str, Contender] = {
@@ -66,8 +81,11 @@ CONTENDERS: dict[str, Contender] = {
     SQUARE: Contender("gated DeltaNet", "gated-deltanet", _square),
     WIDE: Contender("gated DeltaNet, wide keys", "gated-deltanet", _wide),
     "linear-attention": Contender("linear attention", "linear-attention", _linear),
+    "selective-ssm": Contender("selective SSM", "selective-ssm", _selective),
     "diagonal-ssm": Contender("diagonal SSM", "diagonal-ssm", _diagonal),
+    "linoss": Contender("LinOSS", "linoss", _oscillators),
     WINDOW: Contender("sliding window", "sliding-window", _window),
+    "strided-sparse": Contender("strided window", "strided-sparse", _strided),
     "gru": Contender("GRU", "gru"),
     "cfc": Contender("CfC", "cfc", CfcSizes(backbone=48)),
     CEILING: Contender("full attention", "full-attention", FullAttentionSizes(layers=1, heads=1, length=256)),
@@ -141,6 +159,9 @@ def _given_a_start(model: Baseline) -> Baseline:
             part.offset.fill_(math.log(math.expm1(SLOWEST)))
         elif isinstance(part, LinearMixer):
             part.query.weight.copy_(part.key.weight)
+        elif isinstance(part, SelectiveMixer):
+            write, read = part.select.weight[part.rank :].chunk(2)
+            read.copy_(write)
         elif isinstance(part, Attention):
             query, key, _ = part.project.weight.chunk(3)
             query.copy_(key)

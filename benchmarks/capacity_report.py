@@ -26,13 +26,14 @@ HOW = f"""\
 The error is that of the answer to the value without its noise (deviation {NOISE}; the values' own is 1), as a share of
 the values' variance: a constant has 1. Everybody has our cell's parameters within 5 % and up to the stated bytes of
 state, as far as the parameters allow: for GRU and CfC a state of 4 KiB would take millions of them, and a diagonal SSM
-would be too narrow. Full attention is the ceiling: its state, shown full, grows. Stacked rivals have one layer, so that
-one state has all the bytes; a row holds key and value, so one layer can find them. All rivals that look up by key start
-with queries equal to keys, as ours does. Two more things are set in the gated DeltaNet's favour: it has no short
-convolutions, whose state it would pay for and whose first weights mix each row with the one before, and it forgets
-slowly at first; as published, it learnt nothing in so few steps. "Wide keys" has values 8 wide and as many rows of keys
-as the bytes allow, in place of a square matrix. Sequences grow over the first 40 % of the steps. Where there is noise
-between pairs and questions, rivals start from a state that noise left.
+or LinOSS would be too narrow. Full attention is the ceiling: its state, shown full, grows. Stacked rivals have one
+layer, so that one state has all the bytes; a row holds key and value, so one layer can find them. All rivals that look
+up by key start with queries equal to keys, as ours does, and the selective SSM with reads equal to writes. Two more
+things are set in the gated DeltaNet's favour: it has no short convolutions, whose state it would pay for and whose
+first weights mix each row with the one before (the selective SSM has none either), and it forgets slowly at first; as
+published, it learnt nothing in so few steps. "Wide keys" has values 8 wide and as many rows of keys as the bytes allow,
+in place of a square matrix. Sequences grow over the first 40 % of the steps. Where there is noise between pairs and
+questions, rivals start from a state that noise left.
 
 A verdict compares our median with a rival's best seed, since some of their trainings never leave the plateau at 1.
 Slots hold a pair each and take no other once they are full of events as strong: ours recalls what came first. A learned

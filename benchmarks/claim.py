@@ -34,11 +34,14 @@ def run(
     published either, and its points are kept for a whole run to go on from.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="check that the script works; its figures mean nothing")
+    tier = parser.add_mutually_exclusive_group()
+    tier.add_argument("--full", action="store_true", help="measure and publish: so it is without --quick, too")
+    tier.add_argument("--quick", action="store_true", help="check that the script works; its figures mean nothing")
     for field, known in (parts or {}).items():
         parser.add_argument(f"--{field}", nargs="+", choices=known, help="these alone; not published")
     options = vars(parser.parse_args())
     quick = options.pop("quick")
+    del options["full"]
     narrowed = {field: tuple(names) for field, names in options.items() if names}
     torch.set_num_threads(1)
     sweep = Sweep(RUNS / name / f"points_{'quick' if quick else 'full'}.json")
