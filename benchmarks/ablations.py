@@ -94,9 +94,10 @@ def report(result: Mapping[str, Any]) -> str:
             *verdicts(result),
             f"Errors as in irregular.py, whose cell, streams and {result['training_steps']} training steps these are; "
             f"median of {len(result['seeds'])} seeds (lowest – highest), a small tier for two cores; learning rate "
-            f"{result['learning_rate']:g}. A gate that is off stays open; where dt is ignored, h stands still between "
-            "rows and encoder and head are not told the time; without memory its reads are held back. Thinned copies: "
-            "the trainer's default, with which training sees more than one rate.",
+            f"{result['learning_rate']:g} for all, where irregular.py chooses one for each model. A gate that is off "
+            "stays open; where dt is ignored, h stands still between rows and encoder and head are not told the time; "
+            "without memory its reads are held back. Thinned copies: the trainer's default, with which training sees "
+            "more than one rate.",
             *(table(kind, models) for kind, models in result["errors"].items()),
             circumstances_text(),
             "![What each part is worth](figures/ablations.png)",

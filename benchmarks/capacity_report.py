@@ -35,10 +35,10 @@ published, it learnt nothing in so few steps. "Wide keys" has values 8 wide and 
 in place of a square matrix. Sequences grow over the first 40 % of the steps. Where there is noise between pairs and
 questions, rivals start from a state that noise left.
 
-A verdict compares our median with a rival's best seed, since some of their trainings never leave the plateau at 1.
-Slots hold a pair each and take no other once they are full of events as strong: ours recalls what came first. A learned
-sink lets its episodic read stay silent about what it has lost, where it would otherwise give a neighbour's value. A
-gated DeltaNet still improves when the steps end; `--tasks patient` gives three times as many."""
+A verdict compares our median with a rival's best seed, since some trainings, ours among them, never leave the plateau
+at 1. Slots hold a pair each and take no other once they are full of events as strong: ours recalls what came first. A
+learned sink lets its episodic read stay silent about what it has lost, where it would otherwise give a neighbour's
+value. A gated DeltaNet still improves when the steps end; `--tasks patient` gives three times as many."""
 
 
 def report(result: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ def run(
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     tier = parser.add_mutually_exclusive_group()
-    tier.add_argument("--full", action="store_true", help="measure and publish: so it is without --quick, too")
+    tier.add_argument("--full", action="store_true", help="measure and publish, which is the default")
     tier.add_argument("--quick", action="store_true", help="check that the script works; its figures mean nothing")
     for field, known in (parts or {}).items():
         parser.add_argument(f"--{field}", nargs="+", choices=known, help="these alone; not published")

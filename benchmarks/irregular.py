@@ -170,7 +170,8 @@ def report(result: Mapping[str, Any]) -> str:
             f"{result['streams']} training streams of 96 rows, {result['training_steps']} training steps, "
             f"{least:,} to {most:,} parameters. The families are trained as stationary records (`--stationary`), CO₂ "
             "is not. Sunspots, of which there are 309, are left out: a quarter of them is too few to train on. "
-            f"Learning rates, chosen on validation streams with the first seed: {rates}.",
+            f"Learning rates, chosen on validation streams with the first seed: {rates}. Where it is the largest that "
+            f"was tried, {max(FULL.rates):g}, a model may have more to gain.",
             *(table(kind, models) for kind, models in result["errors"].items()),
             circumstances_text(),
             "![Error over the rate of rows](figures/irregular.png)",

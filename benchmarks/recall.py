@@ -53,7 +53,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tier = parser.add_mutually_exclusive_group()
-    tier.add_argument("--full", action="store_true", help="measure and publish: so it is without --quick, too")
+    tier.add_argument("--full", action="store_true", help="measure and publish, which is the default")
     tier.add_argument("--quick", action="store_true", help="check that the script works; its figures mean nothing")
     parser.add_argument("--reassign", action="store_true", help="forgetting: with and without the forget gate")
     return parser.parse_args()

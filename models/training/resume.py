@@ -24,6 +24,7 @@ from odestream.runtime.errors import CheckpointError
 
 TRAINING_FILE = "training.safetensors"
 _KEY = "training"
+_LATER = {"episodic_sink": False}  # options that a training begun before them was without
 
 
 def save_training(folder: Path, trainer: Trainer, identity: Mapping[str, Any]) -> None:
@@ -53,9 +54,9 @@ def resume_training(folder: Path, trainer: Trainer, identity: Mapping[str, Any])
         ) from cause
     tensors = decode_tensors(data, str(path))
     values = _header(data, path)
-    differing = sorted(
-        key for key in identity.keys() | values["identity"].keys() if identity.get(key) != values["identity"].get(key)
-    )
+    begun = values["identity"]
+    keys = identity.keys() | begun.keys()
+    differing = sorted(key for key in keys if identity.get(key) != begun.get(key, _LATER.get(key)))
     if differing:
         raise CheckpointError(
             f"{path}: was begun with another {', '.join(differing)}; resume with the same, or start again with --force"

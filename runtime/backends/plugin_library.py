@@ -51,7 +51,8 @@ def find_plugin(record: PluginRecord) -> Path:
     """The library that an engine was built with; CompatError where it is missing, another, or of another interface."""
     if record.abi not in READABLE:
         raise CompatError(
-            f"{record.file}: plugin interface {record.abi}, this odestream needs {PLUGIN_ABI}; {_REBUILD}"
+            f"{record.file}: plugin interface {record.abi}, this odestream reads "
+            f"{' and '.join(map(str, READABLE))}; {_REBUILD}"
         )
     if Path(record.file).name != record.file:
         raise PathError(f"{record.file!r}: a plugin library is named without a folder; {_REBUILD}")

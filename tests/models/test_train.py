@@ -100,6 +100,16 @@ def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_pa
     assert resumed.curve == whole.curve
 
 
+def test_a_training_begun_before_an_option_existed_is_resumed_without_it(tmp_path: Path) -> None:
+    plan = prepare(job_for(tmp_path, "forecast"), ALONE)
+    trainer = trainer_for(plan, 3)
+    trainer.run(ignore, lambda: trainer.step == 1, lambda: None)
+    save_training(tmp_path, trainer, {"preset": "nano"})
+    resume_training(tmp_path, trainer, {"preset": "nano", "episodic_sink": False})
+    with pytest.raises(CheckpointError, match="another episodic_sink"):
+        resume_training(tmp_path, trainer, {"preset": "nano", "episodic_sink": True})
+
+
 def test_a_stopped_run_can_be_resumed_and_then_holds_no_training_state(tmp_path: Path) -> None:
     settings = Settings(epochs=6, period=20.0, horizons=(1, 5), episodic_sink=True)
     job = job_for(tmp_path, "forecast", settings=settings)

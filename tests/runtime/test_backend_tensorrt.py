@@ -232,7 +232,7 @@ MISMATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "31 the sidecar names no plugin library": ({"calls": {"OdeFlow": "plugin"}}, r"its sidecar names no library"),
     "32 another plugin interface": (
         {"plugin": PluginRecord(PLUGIN.file, PLUGIN.sha256, 99)},
-        r"plugin interface 99, this odestream needs 2",
+        r"plugin interface 99, this odestream reads 1 and 2",
     ),
     "33 other weights": ({"weights_sha256": "0" * 64}, r"built from other weights"),
     "33 another graph": ({"graph_sha256": "0" * 64}, r"built from another graph"),

@@ -180,3 +180,18 @@ def test_closed_streams_and_models_are_busy(tiny_path: Path) -> None:
     ):
         with pytest.raises(SessionBusy, match="closed"):
             call()
+
+
+@pytest.mark.parametrize("channels", [3, 16, 17, 40])
+def test_what_is_not_finite_is_refused_in_wide_and_narrow_rows_and_large_numbers_are_not(
+    tmp_path: Path, channels: int
+) -> None:
+    with load(write_tiny(tmp_path / "bundle", Tiny(channels=channels, gain=1e-6))) as model:
+        stream = model.stream()
+        stream.step(np.full(channels, 1e25, np.float32), 1)  # whose squares overflow
+        last = channels - 1
+        for place, values in ((last, [np.nan]), (last, [np.inf]), (0, [-np.inf, np.inf])):
+            row = np.ones(channels, np.float32)
+            row[place : place + len(values)] = values
+            with pytest.raises(InputError, match=rf"x: received {values[0]} in channel {place} "):
+                stream.step(row, 2)
