@@ -49,7 +49,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for axes in grid:
         lines, labels = axes.get_legend_handles_labels()
         named.update(zip(labels, lines, strict=True))
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
