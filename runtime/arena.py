@@ -8,11 +8,12 @@ equal results, bit for bit, between two buffers and between two processes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
+from numpy import vdot
 from numpy.typing import DTypeLike, NDArray
 
 from odestream.runtime.contract.spec import StateSpec, TensorSpec
@@ -22,7 +23,7 @@ Arena = NDArray[np.float32]
 
 _ALIGNMENT = 64
 _ALIGNED = _ALIGNMENT // 4  # in float32
-_BLAS_STAYS_SINGLE_THREADED = 8192
+BLAS_STAYS_SINGLE_THREADED = 8192
 
 
 class Layout:
@@ -50,7 +51,7 @@ class Layout:
     def views(self, arena: Arena) -> dict[str, NDArray[np.float32]]:
         """Name → view `[B, *shape]` into `arena`."""
         return {
-            name: arena[offset : offset + math.prod(self.shapes[name])].reshape(self.shapes[name])
+            name: arena[offset : offset + prod(self.shapes[name])].reshape(self.shapes[name])
             for name, offset in self.offsets.items()
         }
 
@@ -90,7 +91,7 @@ def unstack(state: Sequence[StateSpec], arena: Arena, batch: int) -> list[Arena]
 def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """Zeros of `shape` whose first element stands at a multiple of 64 bytes."""
     kind = np.dtype(dtype)
-    length = math.prod(shape) * kind.itemsize
+    length = prod(shape) * kind.itemsize
     raw = np.zeros(length + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + length].view(kind).reshape(shape)
@@ -107,6 +108,6 @@ def all_finite(flat: Arena) -> bool:
     A finite x·x proves it in one pass of BLAS, without a temporary or a warning (half the cost of `isfinite`); an
     overflowing one proves nothing. Above the limit BLAS may wake threads, which costs more than it saves.
     """
-    if flat.size <= _BLAS_STAYS_SINGLE_THREADED and math.isfinite(np.vdot(flat, flat)):
+    if flat.size <= BLAS_STAYS_SINGLE_THREADED and isfinite(vdot(flat, flat)):
         return True
     return bool(np.isfinite(flat).all())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
+from numpy import vdot
 from numpy.typing import ArrayLike, NDArray
 
 from odestream.runtime.contract.manifest import Manifest
@@ -36,6 +37,7 @@ class Intake:
         self.takes_tokens = x.dtype == np.int64
         self._x: Values = x[0] if self.shape else x
         self._flat: Values = x.reshape(-1)
+        self._few = self._flat.size <= _FEW
         self._mask: Values | None = None if mask is None else mask[0]
         self._ones = b"" if self._mask is None else np.ones_like(self._mask).tobytes()
         self._mask_is_ones = False
@@ -59,7 +61,11 @@ class Intake:
         else:
             self._x.fill(0)
             np.putmask(self._x, seen, values)
-        if not self.takes_tokens and not math.isfinite(self._total()):
+        if self.takes_tokens:
+            return
+        # Of a few values the sum, in Python's double precision, which cannot overflow; else a sum of squares.
+        flat = self._flat
+        if not isfinite(sum(flat.tolist()) if self._few else vdot(flat, flat)):
             self._refuse_not_finite()
 
     def nothing(self) -> None:
@@ -125,13 +131,6 @@ class Intake:
             )
         return array.astype(np.int64)
 
-    def _total(self) -> float:
-        """A number that is not finite where an element of x is not.
-
-        A few values are added up as Python numbers, which are double precision and cannot overflow.
-        """
-        return sum(self._flat.tolist()) if self._flat.size <= _FEW else float(np.vdot(self._flat, self._flat))
-
     def _refuse_not_finite(self) -> None:
         """Name the first channel that is not finite; the caller's test also trips over squares that overflow."""
         places = np.flatnonzero(~np.isfinite(self._flat))
@@ -165,7 +164,7 @@ def matching(name: str, values: object, count: int) -> Sequence[Any]:
 
 def _narrow(array: Values) -> NDArray[np.float32]:
     """float32 of the same values; InputError where a finite value becomes infinite."""
-    if array.dtype is _FLOAT64 and np.vdot(array, array) < _SQUARES_FIT:
+    if array.dtype is _FLOAT64 and vdot(array, array) < _SQUARES_FIT:
         return array.astype(np.float32)
     with np.errstate(over="ignore", under="ignore"):
         narrow = array.astype(np.float32)
