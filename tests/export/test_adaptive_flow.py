@@ -45,8 +45,8 @@ def with_factor(bundle: Bundle, factor: float, out: Path) -> Manifest:
 def lived(path: Path, manifest: Manifest) -> tuple[Samples, list[Output]]:
     """What a runtime's stream did over gaps from 50 ms to 20 s, most calls without an observation, and each start.
 
-    Over shorter gaps err is rounding, in which torch and a backend differ. Of a few hundred decisions one may still hang
-    on how a phase is rounded; in this draw none does.
+    Over shorter gaps err is rounding, in which torch and a backend differ. Of a few hundred decisions one may still
+    hang on how a phase is rounded; in this draw none does.
     """
     rng, clock = np.random.default_rng(5), Clock(manifest.time)
     gaps = np.maximum(np.exp(rng.uniform(math.log(0.05), math.log(20.0), CALLS)) * SECOND, 1).astype(np.int64)
