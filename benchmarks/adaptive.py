@@ -221,7 +221,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1300, help="of each model and kind of stream, at most")
     parser.add_argument("--burst-rows", type=int, default=2000, help="rows of the bursty contest")
     parser.add_argument("--repetitions", type=int, default=7, help="of its timing")
-    parser.add_argument("--quick", action="store_true", help="check that the script works; its figures mean nothing")
+    tier = parser.add_mutually_exclusive_group()
+    tier.add_argument("--full", action="store_true", help="measure and publish, which is the default")
+    tier.add_argument("--quick", action="store_true", help="check that the script works; its figures mean nothing")
     return parser.parse_args()
 
 
