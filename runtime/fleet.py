@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from odestream.runtime.batch import LARGEST, Batcher
 from odestream.runtime.errors import GapError, InputError, OdestreamError, SnapshotError
 from odestream.runtime.generations import read_generation
+from odestream.runtime.history import Block
 from odestream.runtime.member import Member, Observation
 from odestream.runtime.model import Model
 from odestream.runtime.policies import RESET, Policies
@@ -129,6 +130,16 @@ class Fleet:
         states = {name: member.save() for name, member in self._members.items()}
         found = ((name, self._readable(name)) for name in self._shelf.names)
         return states | {name: state for name, state in found if state is not None}
+
+    def pasts(self) -> dict[str, Sequence[Block]]:
+        """Name → what late rows may come before, thinned as a log keeps it, of the streams that take any."""
+        pasts = {name: member.past() for name, member in self._members.items()}
+        return {name: past for name, past in pasts.items() if any(block.rows for block in past)}
+
+    def recall(self, pasts: Mapping[str, Sequence[Block]]) -> None:
+        """Let streams take late rows as far back as those of another fleet, which they were restored from."""
+        for name, past in pasts.items():
+            self._members[name].recall(past)
 
     def snapshot(self) -> bytes:
         """All streams; SnapshotError where there are none."""

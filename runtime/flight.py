@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
-from odestream.runtime.contract.manifest import TimeSpec
+from odestream.runtime.contract.manifest import Manifest, TimeSpec
 from odestream.runtime.errors import LogError, OdestreamError
 from odestream.runtime.fleet import Answer, Fleet
+from odestream.runtime.history import Block, Checkpoint
 from odestream.runtime.inputlog import FAILED, Call, Eviction, LoggedRow, Segment, answer_digest
 from odestream.runtime.member import Observation
 from odestream.runtime.model import Model
-from odestream.runtime.policies import REPLAY, RESET
+from odestream.runtime.policies import RESET
 from odestream.runtime.recorder import Recorder, observed, read_segments
 from odestream.runtime.records import Output, StreamState
 from odestream.runtime.snapshot import decode_snapshot
@@ -64,13 +65,11 @@ def resume(
     recorder: goes on with the log from here. telemetry: counts from here. tell: hears what a user should know, of
     damage and of answers that came out otherwise. LogError where the log is another model's.
     """
-    segments = read_segments(folder, 2)
-    newest = segments[-1]
+    (newest,) = read_segments(folder, 1)
     check_model(model, newest)
     head = newest.head
     fleet = Fleet(model, head.policies, buckets=head.buckets, largest=head.largest)
-    whole = [_without_failures(segment) for segment in _with_history(segments, len(segments) - 1)]
-    different = sum(not replayed.same for replayed in replay(fleet, whole))
+    different = sum(not replayed.same for replayed in replay(fleet, [_without_failures(newest)]))
     if newest.damage:
         tell(f"{newest.path} is damaged ({newest.damage}); the streams go on from the last call before")
     if different:
@@ -82,7 +81,7 @@ def resume(
 def replay(fleet: Fleet, segments: Sequence[Segment]) -> Iterator[Replayed]:
     """Run the calls of segments again; their rows as they come. Each segment begins with the streams that it holds."""
     for segment in segments:
-        _align(fleet, segment)
+        _restore(fleet, segment)
         for event in segment.events:
             yield from _again(fleet, event)
 
@@ -101,15 +100,14 @@ def moment(model: Model, segments: Sequence[Segment], stream: str, tick: int) ->
     head = segments[place].head
     fleet = Fleet(model, head.policies, buckets=head.buckets, largest=head.largest)
     earlier: tuple[StreamState | None, Observation] | None = None
-    for segment in _with_history(segments, place):
-        _align(fleet, segment)
-        for event in segment.events:
-            before = fleet.state(stream)
-            for replayed in _again(fleet, event):
-                if replayed.row is wanted.observation:
-                    return Moment(replayed, before, earlier, wanted.observation.t or 0, head.buckets)
-                if replayed.row.stream == stream and isinstance(replayed.answer, Output):
-                    earlier = before, replayed.row
+    _restore(fleet, segments[place])
+    for event in segments[place].events:
+        before = fleet.state(stream)
+        for replayed in _again(fleet, event):
+            if replayed.row is wanted.observation:
+                return Moment(replayed, before, earlier, wanted.observation.t or 0, head.buckets)
+            if replayed.row.stream == stream and isinstance(replayed.answer, Output):
+                earlier = before, replayed.row
     raise LogError(f"{segments[place].path}: changed while it was read; run it again")
 
 
@@ -152,12 +150,6 @@ def check_model(model: Model, segment: Segment) -> None:
         )
 
 
-def _with_history(segments: Sequence[Segment], place: int) -> Sequence[Segment]:
-    """The segment at `place`, after the one before it where late rows may reach back into that."""
-    reaches_back = place > 0 and segments[place].head.policies.on_late == REPLAY
-    return segments[place - reaches_back : place + 1]
-
-
 def _without_failures(segment: Segment) -> Segment:
     """The rows that were taken: one that failed left its stream as it was, and might be taken on a sounder device."""
     taken = (
@@ -167,22 +159,24 @@ def _without_failures(segment: Segment) -> Segment:
     return replace(segment, events=tuple(event for event in taken if event))
 
 
-def _align(fleet: Fleet, segment: Segment) -> None:
-    """Have the streams that the segment begins with; where they are the same, they keep their history.
-
-    More history than the recording fleet had does no harm: the rows that were too late for it are not in the log.
-    """
-    where, manifest = str(segment.path), fleet.model.manifest
-    wanted = decode_snapshot(segment.snapshot, manifest, where) if segment.snapshot else {}
-    if {name: _facts(state) for name, state in wanted.items()} != {n: _facts(s) for n, s in fleet.states().items()}:
-        fleet.forget()
-        if wanted:
-            fleet.restore(segment.snapshot, where)
+def _restore(fleet: Fleet, segment: Segment) -> None:
+    """Have the streams that the segment begins with, and what late rows may come before."""
+    where = str(segment.path)
+    fleet.forget()
+    if segment.snapshot:
+        fleet.restore(segment.snapshot, where)
+    fleet.recall(_pasts(segment, fleet.model.manifest, where))
 
 
-def _facts(state: StreamState) -> tuple[object, ...]:
-    """All of a state in parts that can be compared."""
-    return state.arena.tobytes(), state.tick, state.counters, state.previous, state.held
+def _pasts(segment: Segment, manifest: Manifest, where: str) -> dict[str, list[Block]]:
+    pasts: dict[str, list[Block]] = {}
+    for past in segment.pasts:
+        states = decode_snapshot(past.snapshot, manifest, where)
+        if len(states) != len(past.rows):
+            raise LogError(f"{where}: rows of {len(past.rows)} streams come after {len(states)}; record a new log")
+        for (name, state), rows in zip(states.items(), past.rows, strict=True):
+            pasts.setdefault(name, []).append(Block(Checkpoint(state, state.held), list(rows)))
+    return pasts
 
 
 def _again(fleet: Fleet, event: Call | Eviction) -> Iterator[Replayed]:

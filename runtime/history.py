@@ -8,7 +8,7 @@ batched with those of other streams, they agree within the backend's tolerance (
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
@@ -19,6 +19,8 @@ from odestream.runtime.records import Output, StreamState
 
 STRIDE = 16
 """Rows between two checkpoints: a checkpoint costs a copy of the state, a late row half a stride of steps more."""
+PARTS = 4
+"""Checkpoints of a window that is thinned, about; a log holds them for each of its segments."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, eq=False)
-class _Block:
+class Block:
     """A checkpoint and the rows that came after it, up to the next."""
 
     checkpoint: Checkpoint
@@ -51,15 +53,38 @@ class History:
 
     def __init__(self, start: Checkpoint, window: int) -> None:
         self._window = window
-        self._blocks = [_Block(start, [])]
+        self._blocks = [Block(start, [])]
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """What a late row may come before, in order of time."""
+        return self._blocks
+
+    def recall(self, blocks: Sequence[Block]) -> None:
+        """Become what another history of the same stream was."""
+        self._blocks = list(blocks)
+
+    def thin(self) -> None:
+        """Keep all rows and few checkpoints, so that a log can hold both.
+
+        Whoever goes on from the log then has the same checkpoints as the stream itself, and so gives the same bits.
+        """
+        most = max(self._window // PARTS, STRIDE)
+        kept = self._blocks[:1]
+        for block in self._blocks[1:]:
+            if len(kept[-1].rows) + len(block.rows) <= most:
+                kept[-1].rows.extend(block.rows)
+            else:
+                kept.append(block)
+        self._blocks = kept
 
     def append(self, row: Seen, checkpoint: Callable[[], Checkpoint]) -> None:
         """Keep a row that was accepted; `checkpoint` makes one of the stream after it."""
         blocks = self._blocks
         blocks[-1].rows.append(row)
-        if len(blocks[-1].rows) == STRIDE:
-            blocks.append(_Block(checkpoint(), []))
-            if STRIDE * (len(blocks) - 2) >= self._window:
+        if len(blocks[-1].rows) >= STRIDE:
+            blocks.append(Block(checkpoint(), []))
+            while sum(len(block.rows) for block in blocks[1:]) >= self._window:
                 del blocks[0]
 
     def insert(
@@ -88,7 +113,7 @@ class History:
         again.insert(sum(each.tick < row.tick for each in again), row)
         start = self._blocks[place].checkpoint
         changed = History(start, self._window)
-        changed._blocks = [*self._blocks[:place], _Block(start, [])]
+        changed._blocks = [*self._blocks[:place], Block(start, [])]
         load(start)
         answers = {}
         for each in again:

@@ -5,7 +5,10 @@
 The first frame is JSON: the model, its clock, the fleet's policies. The second is a snapshot, empty where there was no
 stream. Every further frame begins with a byte for its kind. 0 is a call: rows of (stream, x, t, mask) with a digest of
 the answer, so that a replay can tell whether it gave the same; a stream's name stands before its first row of the
-segment. 1 is the names of streams that were put away, as JSON. Numbers are little-endian.
+segment. 1 is the names of streams that were put away, as JSON. 2 is what late rows may come before, ahead of all calls:
+the length of a snapshot (u32), the snapshot, and the rows that each of its streams took after it: how many (u32),
+whether they have masks (u8 each), their ticks (i64), x and masks. The next frame of that kind goes on from there, so
+that nobody need look into an earlier segment. Numbers are little-endian.
 
 A frame that is cut off or changed ends its segment: what comes before it counts, nothing after it does.
 """
@@ -27,6 +30,7 @@ from odestream.runtime.contract.manifest import TimeSpec
 from odestream.runtime.contract.spec import TensorSpec
 from odestream.runtime.errors import LogError, StateError
 from odestream.runtime.fleet import Answer
+from odestream.runtime.history import Seen
 from odestream.runtime.member import Observation
 from odestream.runtime.policies import Policies
 from odestream.runtime.records import Output
@@ -41,7 +45,8 @@ _FRAME = struct.Struct("<II")
 _ROW = struct.Struct("<IBq8s")  # stream, flags, tick, digest
 _NAME = struct.Struct("<IBH")  # stream, flags, length
 _HAS_TIME, _HAS_MASK, _NAMES = 1, 2, 4
-_CALL, _EVICTION = b"\0", b"\1"
+_COUNT = struct.Struct("<I")
+_CALL, _EVICTION, _PAST = b"\0", b"\1", b"\2"
 _MOST_VALUES = 1 << 24
 _AGAIN = "record a new log"
 
@@ -73,6 +78,14 @@ class LoggedRow:
     digest: bytes
 
 
+@dataclass(frozen=True, eq=False)
+class Past:
+    """Checkpoints of some streams, and for each of them the rows that came after it, in order of time."""
+
+    snapshot: bytes
+    rows: tuple[tuple[Seen, ...], ...]
+
+
 Call = tuple[LoggedRow, ...]
 Eviction = list[str]
 
@@ -81,13 +94,14 @@ Eviction = list[str]
 class Segment:
     """A segment that was read.
 
-    events: calls, and the names of streams that were put away. damage: why nothing more was read, None where the
-    segment ends with a whole frame.
+    pasts: what late rows may come before. events: calls, and the names of streams that were put away. damage: why
+    nothing more was read, None where the segment ends with a whole frame.
     """
 
     path: Path
     head: LogHead
     snapshot: bytes
+    pasts: tuple[Past, ...]
     events: tuple[Call | Eviction, ...]
     damage: str | None
 
@@ -119,7 +133,7 @@ class CallEncoder:
     """Makes frames of calls; one for each segment, because it knows which names the segment holds already."""
 
     def __init__(self, x: TensorSpec) -> None:
-        self._dtype = np.dtype(x.dtype).newbyteorder("<")
+        self._dtype, self._shape = np.dtype(x.dtype).newbyteorder("<"), x.shape
         self._streams: dict[str, int] = {}
 
     def encode(self, rows: Sequence[Observation], answers: Sequence[Answer]) -> bytes:
@@ -128,6 +142,21 @@ class CallEncoder:
         with np.errstate(over="ignore"):  # a value beyond float32 stands only where the mask is 0
             parts = [self._row(row, answer) for row, answer in pairs if isinstance(answer, Output | StateError)]
         return frame(_CALL + b"".join(parts)) if parts else b""
+
+    def encode_past(self, past: Past) -> bytes:
+        """The frame of what late rows may come before."""
+        rows = b"".join(map(self._block, past.rows))
+        return frame(_PAST + _COUNT.pack(len(past.snapshot)) + past.snapshot + rows)
+
+    def _block(self, rows: Sequence[Seen]) -> bytes:
+        nothing = np.zeros(self._shape or (1,), np.bool_)
+        masked = np.array([row.mask is not None for row in rows], np.bool_)
+        ticks = np.array([row.tick for row in rows], "<i8")
+        with np.errstate(over="ignore"):
+            x = np.array([row.x for row in rows], self._dtype)
+        masks = np.array([nothing if row.mask is None else row.mask for row in rows], np.bool_)
+        parts = (masked, ticks, x, np.packbits(masks.reshape(len(rows), nothing.size), axis=1))
+        return _COUNT.pack(len(rows)) + b"".join(part.tobytes() for part in parts)
 
     def _row(self, row: Observation, answer: Answer) -> bytes:
         known = self._streams.get(row.stream)
@@ -156,13 +185,15 @@ def decode_segment(data: bytes, path: Path) -> Segment:
         raise LogError(f"{path}: cut off or damaged before its first call; {_AGAIN}") from None
     except (msgspec.MsgspecError, ValueError, RecursionError) as cause:
         raise LogError(f"{path}: {cause}; {_AGAIN}") from cause
-    events: list[Call | Eviction] = []
+    parts: list[Call | Eviction | Past] = []
     damage = None
     try:
-        events.extend(decoder.decode(payload) for payload in frames)
+        parts.extend(decoder.decode(payload) for payload in frames)
     except ValueError as cause:
         damage = str(cause)
-    return Segment(path, head, snapshot, tuple(events), damage)
+    pasts = tuple(each for each in parts if isinstance(each, Past))
+    events = tuple(each for each in parts if not isinstance(each, Past))
+    return Segment(path, head, snapshot, pasts, events, damage)
 
 
 class _EventDecoder:
@@ -172,17 +203,35 @@ class _EventDecoder:
         self._dtype, self._shape, self._count = np.dtype(x.dtype).newbyteorder("<"), x.shape, x.size
         self._names: list[str] = []
 
-    def decode(self, payload: bytes) -> Call | Eviction:
+    def decode(self, payload: bytes) -> Call | Eviction | Past:
         """What a frame tells; ValueError where it holds neither rows nor names."""
         kind, reader = payload[:1], _Reader(payload[1:])
         if kind == _EVICTION:
             return msgspec.json.decode(payload[1:], type=Eviction)
+        if kind == _PAST:
+            return self._past(reader)
         if kind != _CALL:
             raise ValueError(f"a frame of kind {kind!r}")
         rows = []
         while reader.left:
             rows.append(self._row(reader))
         return tuple(rows)
+
+    def _past(self, reader: _Reader) -> Past:
+        snapshot, blocks = reader.take(*_COUNT.unpack(reader.take(_COUNT.size))), []
+        while reader.left:
+            blocks.append(self._block(reader, *_COUNT.unpack(reader.take(_COUNT.size))))
+        return Past(snapshot, tuple(blocks))
+
+    def _block(self, reader: _Reader, count: int) -> tuple[Seen, ...]:
+        packed = -(-self._count // 8)
+        masked = reader.take(count)
+        ticks = np.frombuffer(reader.take(8 * count), "<i8").tolist()
+        x = np.frombuffer(reader.take(count * self._count * self._dtype.itemsize), self._dtype)
+        masks = np.frombuffer(reader.take(count * packed), np.uint8).reshape(count, packed)
+        seen = np.unpackbits(masks, axis=1, count=self._count).astype(np.bool_).reshape(count, *(self._shape or (1,)))
+        rows = zip(ticks, x.reshape(count, *self._shape), masked, seen, strict=True)
+        return tuple(Seen(tick, values, mask if given else None) for tick, values, given, mask in rows)
 
     def _row(self, reader: _Reader) -> LoggedRow:
         if reader.peek(4) == bytes([_NAMES]):

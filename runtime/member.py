@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
-from odestream.runtime.history import Checkpoint, History, Seen
+from odestream.runtime.history import Block, Checkpoint, History, Seen
 from odestream.runtime.intake import as_array
 from odestream.runtime.model import Model
 from odestream.runtime.policies import REPLAY, Filler, Policies
@@ -84,6 +84,18 @@ class Member:
             raise
         self.used = time.monotonic()
         return output
+
+    def past(self) -> Sequence[Block]:
+        """What late rows may come before, thinned as a log keeps it; empty where none are taken."""
+        if self._history is None:
+            return ()
+        self._history.thin()
+        return self._history.blocks
+
+    def recall(self, past: Sequence[Block]) -> None:
+        """Take late rows as far back as another member of the same stream did."""
+        if self._history is not None:
+            self._history.recall(past)
 
     def save(self) -> StreamState:
         """A copy of the stream and of the values that it holds."""

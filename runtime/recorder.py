@@ -2,7 +2,8 @@
 
 A call is written when it was answered, in one write and before the answer is handed on; the kernel has it then, so a
 kill loses nothing. What a power cut may lose is bounded by `sync`, which a new segment implies. A segment begins with a
-snapshot of all streams, so the oldest may go when the ring is full.
+snapshot of all streams and, where late rows are taken, what these may come before: whoever resumes reads the newest
+alone, and the oldest may go when the ring is full.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -18,7 +21,8 @@ from odestream.runtime.atomic import new_file, remove_leftovers
 from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.contract.spec import TensorSpec
 from odestream.runtime.errors import InputError, LogError, SessionBusy
-from odestream.runtime.inputlog import SUFFIX, CallEncoder, LogHead, decode_segment, encode_eviction, encode_head
+from odestream.runtime.inputlog import SUFFIX, CallEncoder, LogHead, Past, decode_segment, encode_eviction, encode_head
+from odestream.runtime.snapshot import encode_snapshot
 
 if TYPE_CHECKING:
     from odestream.runtime.fleet import Answer, Fleet
@@ -59,14 +63,16 @@ class Recorder:
             raise SessionBusy(_CLOSED)
         self._torn = True
         sequence = 1 + max(map(_sequence, segment_paths(self.folder)), default=0)
+        encoder = CallEncoder(observed(fleet.model.manifest))
         data = encode_head(_head(fleet, sequence), fleet.snapshot() if fleet.names else b"")
+        data += b"".join(map(encoder.encode_past, _pasts(fleet)))
         self._finish()
         path = self.folder / f"{sequence:012d}{SUFFIX}"
         with new_file(path) as file:
             file.write(data)
         self._file = path.open("ab", buffering=0)
         self._size, self._most = len(data), max(self._limit // SEGMENTS, 2 * len(data))
-        self._encoder = CallEncoder(observed(fleet.model.manifest))
+        self._encoder = encoder
         self._torn = False
         self._forget_oldest()
 
@@ -124,7 +130,7 @@ def segment_paths(folder: Path) -> list[Path]:
 
 
 def read_segments(folder: Path, newest: int = 0) -> list[Segment]:
-    """The `newest` segments, all unless told, the oldest first; LogError where there is none or one cannot be read."""
+    """The `newest` segments, all for 0, the oldest first; LogError where there is none or one cannot be read."""
     paths = segment_paths(folder)
     if not paths:
         raise LogError(f"{folder}: no segment of an input log; name a folder that `odestream run --record` wrote")
@@ -157,6 +163,16 @@ def _head(fleet: Fleet, sequence: int) -> LogHead:
         buckets=fleet.buckets,
         largest=fleet.largest,
     )
+
+
+def _pasts(fleet: Fleet) -> Iterator[Past]:
+    """What late rows may come before: the first checkpoint of every stream with the rows after it, then the second."""
+    pasts = fleet.pasts()
+    for layer in zip_longest(*pasts.values()):
+        blocks = {name: block for name, block in zip(pasts, layer, strict=True) if block is not None}
+        states = {name: replace(block.checkpoint.state, held=block.checkpoint.held) for name, block in blocks.items()}
+        rows = tuple(tuple(block.rows) for block in blocks.values())
+        yield Past(encode_snapshot(fleet.model.manifest, states), rows)
 
 
 def _locked(path: Path) -> BinaryIO:

