@@ -55,7 +55,7 @@ class SnapshotDamaged(SnapshotError):
 
 
 class LogError(OdestreamError, ValueError):
-    """An input log is of another version or model, or does not reach back as far as was asked."""
+    """An input log is of another version or model, does not reach back as far as was asked, or cannot be written."""
 
 
 class ResourceError(OdestreamError, MemoryError):

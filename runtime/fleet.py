@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from odestream.runtime.batch import LARGEST, Batcher
-from odestream.runtime.errors import GapError, InputError, OdestreamError, SnapshotError
+from odestream.runtime.errors import GapError, InputError, LogError, OdestreamError, SnapshotError
 from odestream.runtime.generations import read_generation
 from odestream.runtime.history import Block
 from odestream.runtime.member import Member, Observation
@@ -38,8 +38,11 @@ class CallLog(Protocol):
     def begin(self, fleet: Fleet) -> None:
         """The fleet's streams are other ones from here on."""
 
-    def record(self, fleet: Fleet, rows: Sequence[Observation], answers: Sequence[Answer]) -> None:
-        """A call and what came of it."""
+    def ready(self, fleet: Fleet) -> None:
+        """A call is about to begin; LogError where it cannot be logged."""
+
+    def record(self, fleet: Fleet, rows: Sequence[Observation], answers: Sequence[Answer]) -> bool:
+        """A call and what came of it; whether that is logged."""
 
     def evicted(self, names: Sequence[str]) -> None:
         """Streams were put away."""
@@ -85,7 +88,8 @@ class Fleet:
         """One observation for each of several streams; each row's answer is its stream's, or its error.
 
         A row that fails changes nothing, not even the list of streams. InputError, before any row, for a stream that
-        is named twice, and for a name that is too long.
+        is named twice, and for a name that is too long. Where the log cannot take the call, each row's answer is that
+        LogError, and may be sent again.
         """
         names = [row.stream for row in rows]
         if max(map(len, names), default=0) > LONGEST_NAME:
@@ -93,10 +97,14 @@ class Fleet:
         if len(set(names)) != len(names):
             raise InputError("streams: one is named twice; step it once now and again in the next call")
         start = time.perf_counter()
-        members = [self._members.get(name) or self._find(name) for name in names]
-        answers = self._answers(rows, members)
-        if self._recorder is not None:
-            self._recorder.record(self, rows, answers)
+        refusal = self._refusal()
+        if refusal is not None:
+            answers: list[Answer] = [refusal] * len(rows)
+        else:
+            members = [self._members.get(name) or self._find(name) for name in names]
+            answers = self._answers(rows, members)
+            if self._recorder is not None:
+                self.telemetry.unlogged += not self._recorder.record(self, rows, answers)
         self.telemetry.count(time.perf_counter() - start, rows, answers)
         return answers
 
@@ -159,7 +167,7 @@ class Fleet:
         for name in members:
             self._shelf.discard(name)
         self._members |= members
-        self._begin_log()
+        self._begin_log_again()
         return origin
 
     def forget(self) -> None:
@@ -170,7 +178,7 @@ class Fleet:
             self._shelf.discard(name)
         self._members = {}
         self.ended = {}
-        self._begin_log()
+        self._begin_log_again()
 
     def rename(self, name: str, to: str) -> None:
         """Give a stream another name, in the place of one that has it."""
@@ -180,10 +188,10 @@ class Fleet:
         self._members[to] = member
         if ended is not None:
             self.ended[to] = ended
-        self._begin_log()
+        self._begin_log_again()
 
     def continue_with(self, recorder: CallLog | None, telemetry: Telemetry | None = None) -> None:
-        """Log and count from here on in other places."""
+        """Log and count from here on in other places; LogError where the log cannot begin."""
         self._recorder = recorder
         self.telemetry = telemetry or Telemetry()
         self._begin_log()
@@ -219,6 +227,22 @@ class Fleet:
     def _begin_log(self) -> None:
         if self._recorder is not None:
             self._recorder.begin(self)
+
+    def _begin_log_again(self) -> None:
+        """The streams are other ones: a log that cannot take them now refuses calls until it can."""
+        try:
+            self._begin_log()
+        except LogError as error:
+            _LOG.warning("%s", error)
+
+    def _refusal(self) -> LogError | None:
+        """Why the log cannot take a call: then its streams must not step."""
+        try:
+            if self._recorder is not None:
+                self._recorder.ready(self)
+        except LogError as error:
+            return error
+        return None
 
     def _answers(self, rows: Sequence[Observation], members: Sequence[Member | OdestreamError]) -> list[Answer]:
         answers: list[Answer | None] = [None] * len(rows)

@@ -31,6 +31,7 @@ class Collector:
             ("split", counts.split, "Rows whose gap took several calls."),
             ("other_stream_rows", counts.others, "Rows answered of streams beyond those that are counted by name."),
             ("deadline_misses", counts.missed, "Calls that took longer than the deadline."),
+            ("unlogged_calls", counts.unlogged, "Calls that were answered and that the log lacks."),
         ):
             yield CounterMetricFamily(f"{_PREFIX}_{name}", about, value=value)
         for name, label, values, about in (

@@ -4,12 +4,18 @@ A call is written when it was answered, in one write and before the answer is ha
 kill loses nothing. What a power cut may lose is bounded by `sync`, which a new segment implies. A segment begins with a
 snapshot of all streams and, where late rows are taken, what these may come before: whoever resumes reads the newest
 alone, and the oldest may go when the ring is full.
+
+Where the disk is full, the oldest segments go first. Where that does not help either, calls are refused before their
+streams step, until there is room: what is answered is in the log. One call alone may be answered and not be there: the
+one whose write fails, since its streams have stepped; the next segment, which begins before any other call, holds what
+it did.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -29,9 +35,14 @@ if TYPE_CHECKING:
     from odestream.runtime.inputlog import Segment
     from odestream.runtime.member import Observation
 
+_LOG = logging.getLogger(__name__)
+
 LIMIT = 64 << 20
 SEGMENTS = 8
 _LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ROOM = "so no call is taken; make room there or record into another folder"
+_LACKS = "%s: the log lacks what was done last (%s); the next segment will begin with what came of it"
 _CLOSED = "the recorder is closed; make a new one"
 _FREE = "one process at a time records into a folder; stop the other one or choose another folder"
 
@@ -40,8 +51,7 @@ class Recorder:
     """Writes a log into `folder`, which is made where it is missing; a log that lies there is continued.
 
     limit: bytes that the segments together may take, though never less than the newest two. A folder has one recorder
-    at a time: SessionBusy for a second one. InputError for a limit below 64 KiB. Where the disk fails, the call ends in
-    an OSError after its streams have stepped; the next one begins a new segment, whose snapshot holds what is missing.
+    at a time: SessionBusy for a second one. InputError for a limit below 64 KiB.
     """
 
     def __init__(self, folder: Path, limit: int = LIMIT) -> None:
@@ -53,40 +63,36 @@ class Recorder:
         self._lock = _locked(folder / _LOCK)
         remove_leftovers(folder, SUFFIX)
         self._file: BinaryIO | None = None
-        self._torn = False
+        self._torn = True
         self._size = 0
         self._most = limit // SEGMENTS
 
     def begin(self, fleet: Fleet) -> None:
-        """Start a segment from the streams that the fleet has now."""
+        """Start a segment from the streams that the fleet has now; LogError where the disk cannot take it."""
+        self._torn = True
+        self.ready(fleet)
+
+    def ready(self, fleet: Fleet) -> None:
+        """Mend the log where a write has failed; LogError where the disk cannot take it, so that no call may step."""
         if self._lock.closed:
             raise SessionBusy(_CLOSED)
-        self._torn = True
-        sequence = 1 + max(map(_sequence, segment_paths(self.folder)), default=0)
-        encoder = CallEncoder(observed(fleet.model.manifest))
-        data = encode_head(_head(fleet, sequence), fleet.snapshot() if fleet.names else b"")
-        data += b"".join(map(encoder.encode_past, _pasts(fleet)))
-        self._finish()
-        path = self.folder / f"{sequence:012d}{SUFFIX}"
-        with new_file(path) as file:
-            file.write(data)
-        self._file = path.open("ab", buffering=0)
-        self._size, self._most = len(data), max(self._limit // SEGMENTS, 2 * len(data))
-        self._encoder = encoder
-        self._torn = False
-        self._forget_oldest()
+        if self._torn:
+            self._go_on(fleet)
 
-    def record(self, fleet: Fleet, rows: Sequence[Observation], answers: Sequence[Answer]) -> None:
-        """Write a call; a segment that is full is followed by a new one."""
-        if not self._torn:
-            self._write(self._encoder.encode(rows, answers))
+    def record(self, fleet: Fleet, rows: Sequence[Observation], answers: Sequence[Answer]) -> bool:
+        """Write a call, and a new segment after a full or a torn one; whether the log has the call's rows."""
+        written = self._write(self._encoder.encode(rows, answers))
         if self._torn or self._size > self._most:
-            self.begin(fleet)
+            try:
+                self._go_on(fleet)
+            except LogError as error:
+                _LOG.warning("%s", error)
+                self._most = self._size + self._limit // SEGMENTS  # the segment goes on, if it is whole, for so long
+        return written
 
     def evicted(self, names: Sequence[str]) -> None:
         """Write that streams were put away."""
-        if not self._torn:
-            self._write(encode_eviction(names))
+        self._write(encode_eviction(names))
 
     def sync(self) -> None:
         """Have everything that was written on the disk."""
@@ -95,29 +101,75 @@ class Recorder:
 
     def close(self) -> None:
         """Finish the segment and free the folder."""
-        self._finish()
-        self._lock.close()
+        try:
+            self._finish(self._file)
+        finally:
+            self._file = None
+            self._lock.close()
 
-    def _write(self, data: bytes) -> None:
-        if self._file is None:
-            raise SessionBusy(_CLOSED)
+    def _write(self, data: bytes) -> bool:
+        """Write a frame, if the segment is whole; afterwards it is torn where that failed."""
+        if self._torn or self._file is None:
+            return False
         self._torn = True
-        written = self._file.write(data) if data else 0
+        try:
+            written = self._file.write(data) if data else 0
+        except OSError as cause:
+            _LOG.warning(_LACKS, self.folder, cause.strerror)
+            return False
         if written != len(data):
-            raise OSError(errno.ENOSPC, f"wrote {written} of {len(data)} bytes", str(self.folder))
+            _LOG.warning(_LACKS, self.folder, f"{written} of {len(data)} bytes were written")
+            return False
         self._size += len(data)
         self._torn = False
+        return True
 
-    def _finish(self) -> None:
-        self.sync()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def _go_on(self, fleet: Fleet) -> None:
+        """Go on in a new segment; after a LogError in the one before, unless that is torn."""
+        encoder = CallEncoder(observed(fleet.model.manifest))
+        sequence = 1 + max(map(_sequence, segment_paths(self.folder)), default=0)
+        data = encode_head(_head(fleet, sequence), fleet.snapshot() if fleet.names else b"")
+        data += b"".join(map(encoder.encode_past, _pasts(fleet)))
+        most = max(self._limit // SEGMENTS, 2 * len(data))
+        path = self.folder / f"{sequence:012d}{SUFFIX}"
+        try:
+            self._forget(len(data) + most)
+            file = self._published(path, data)
+        except OSError as cause:
+            self._torn |= path.exists()  # whoever resumes would read that one
+            reason = (cause.strerror or str(cause)).lower()
+            raise LogError(f"{self.folder}: the log cannot be written ({reason}), {_ROOM}") from cause
+        before, self._file = self._file, file
+        self._encoder, self._size, self._most, self._torn = encoder, len(data), most, False
+        try:
+            self._finish(before)
+        except OSError as cause:
+            _LOG.warning("%s: a power cut may take the end of the segment before (%s)", path, cause.strerror)
 
-    def _forget_oldest(self) -> None:
+    def _published(self, path: Path, data: bytes) -> BinaryIO:
+        """A new segment, open at its end; old ones go where the disk has no room for it."""
+        try:
+            with new_file(path) as file:
+                file.write(data)
+            return path.open("ab", buffering=0)
+        except OSError as cause:
+            path.unlink(missing_ok=True)
+            paths = segment_paths(self.folder)
+            if cause.errno not in _FULL or len(paths) < 2:
+                raise
+        paths[0].unlink()
+        return self._published(path, data)
+
+    def _finish(self, file: BinaryIO | None) -> None:
+        if file is not None:
+            with file:
+                os.fsync(file.fileno())
+
+    def _forget(self, room: int) -> None:
+        """Have the oldest segments go until there is so much room, but for the newest."""
         paths = segment_paths(self.folder)
         sizes = [path.stat().st_size for path in paths]
-        while len(paths) > 2 and sum(sizes) + self._most > self._limit:
+        while len(paths) > 1 and sum(sizes) + room > self._limit:
             paths.pop(0).unlink()
             sizes.pop(0)
 

@@ -27,7 +27,8 @@ class Telemetry:
     deadline: seconds that a call may take; None for no limit. calls, rows: what was asked for. streams: rows answered
     by stream, for the first `MOST_STREAMS` of them; others: those of all further streams together. refused: rows by the
     name of their error. flagged, reruns, split: see `Counters`. buckets: solver steps → rows answered in that bucket.
-    missed: calls that took longer than the deadline. latencies: calls by `BOUNDS`. seconds: their sum.
+    missed: calls that took longer than the deadline. unlogged: calls that were answered and that the log lacks (see
+    `recorder`). latencies: calls by `BOUNDS`. seconds: their sum.
     """
 
     def __init__(self, deadline: float | None = None) -> None:
@@ -35,6 +36,7 @@ class Telemetry:
             raise InputError(f"deadline is {deadline} s, expected more than 0; leave it out for none")
         self.deadline = deadline
         self.calls = self.rows = self.flagged = self.reruns = self.split = self.missed = self.others = 0
+        self.unlogged = 0
         self.seconds = 0.0
         self.refused: dict[str, int] = {}
         self.buckets: dict[int, int] = {}

@@ -285,33 +285,6 @@ def test_what_is_no_log_is_refused(model: Model, tmp_path: Path, record: Record)
         fleet.step([Observation("a", [1, 2, 3], 0)])
 
 
-def test_a_disk_that_was_full_leaves_a_log_that_goes_on_whole(model: Model, tmp_path: Path, record: Record) -> None:
-    recorder = record(tmp_path / "log")
-    fleet = Fleet(model, recorder=recorder)
-    fleet.step([Observation("a", [1, 2, 3], 0)])
-    file: Any = recorder._file
-
-    class Full:
-        """A disk with room for half of what is written."""
-
-        fileno, close = file.fileno, file.close
-
-        def write(self, data: bytes) -> int:
-            return int(file.write(data[: len(data) // 2]))
-
-    full: Any = Full()
-    recorder._file = full
-    with pytest.raises(OSError, match="of .* bytes"):
-        fleet.step([Observation("a", [1, 2, 3], 1)])
-    fleet.evict(["a"])
-    for t in (2, 3):
-        fleet.step([Observation("a", [1, 2, 3], t)])
-    first, second = read_segments(tmp_path / "log")
-    assert "cut off" in (first.damage or "")
-    assert [len(segment.events) for segment in (first, second)] == [1, 1], "t = 1 and 2 are in the second's snapshot"
-    assert resume(model, tmp_path / "log").snapshot() == fleet.snapshot()
-
-
 def test_a_copied_log_can_be_read_beside_the_one_that_goes_on(model: Model, tmp_path: Path, record: Record) -> None:
     fleet = Fleet(model, recorder=record(tmp_path / "log"))
     fleet.step([Observation("a", [1, 2, 3], 0)])
