@@ -63,9 +63,13 @@ class Watchdog:
                 if item is self:
                     return
                 yield item  # type: ignore[misc]
-                self._done += 1
+                self.done()
         finally:
             self._waiting = False
+
+    def done(self) -> None:
+        """Some of the work is done; for items that are worked on together, long after they came."""
+        self._done += 1
 
     def _watch(self) -> None:
         while True:

@@ -85,8 +85,9 @@ def run(
     sums up what the solver did: calls whose result was kept, by solver steps, and apart from them the rejected ones,
     which ran again. The report has the same counts, as buckets and rejected.
     An empty cell is a missing value; a row of empty cells asks for a prediction. SIGINT and SIGTERM finish the rows
-    that were read and save the snapshot. A row that cannot be read ends the run: a file of output is then not written,
-    standard output keeps its rows and the snapshot their state. Under systemd the run tells that it is alive.
+    that were read and save the snapshot. A row that cannot be read ends the run, as does any other fault: a file of
+    output is then not written, standard output keeps its rows and the snapshot their state. Under systemd the run tells
+    that it is alive.
     """
     chosen = None if buckets is None else whole_numbers("--buckets", buckets, "1,4")
     how = _How(Policies(on_gap=on_gap, on_late=on_late), chosen, batch, Telemetry(deadline and deadline / 1e3))
@@ -105,7 +106,7 @@ def run(
         with _open_output(output, force) as file:
             try:
                 _stream_table(fleet, source, file, stopper, watchdog, tally)
-            except OdestreamError:
+            except BaseException:  # also of a reader that has left, and of a fault of our own
                 if snapshot is not None and fleet.names and output == STDOUT:
                     write_generation(snapshot, fleet.snapshot())  # its rows are out: their state is kept
                 raise
@@ -199,14 +200,17 @@ def _stream_table(fleet: Fleet, source: str, file: TextIO, stopper: Stopper, wat
     last = {name: state.tick for name, state in fleet.states().items() if state.tick is not None}
     with open_source(source) as (name, stream), reading_progress(stream, "Streaming") as counted:
         rows = table_rows(counted, name, manifest, task, last, fleet.policies.on_late == REPLAY)
-        for seen, answer in _answered(fleet, watchdog.watched(stopper.until_stopped(tally.watched(rows))), window):
+        ahead = watchdog.watched(stopper.until_stopped(tally.watched(rows)))
+        for seen, answer in _answered(fleet, ahead, window, watchdog):
             if isinstance(answer, OdestreamError):
                 raise type(answer)(f"{seen.where}: {answer}") from answer
             writer.write(seen, answer)
     writer.write_header()
 
 
-def _answered(fleet: Fleet, rows: Iterator[TableRow], window: int) -> Iterator[tuple[TableRow, Answer]]:
+def _answered(
+    fleet: Fleet, rows: Iterator[TableRow], window: int, watchdog: Watchdog
+) -> Iterator[tuple[TableRow, Answer]]:
     """Rows with their answers, in order; of each window, all first rows of a stream share a call, then all second."""
     while ahead := list(islice(rows, window)):
         answers: dict[int, Answer] = {}
@@ -217,6 +221,7 @@ def _answered(fleet: Fleet, rows: Iterator[TableRow], window: int) -> Iterator[t
             places = [queue.popleft() for queue in waiting.values()]
             waiting = {stream: queue for stream, queue in waiting.items() if queue}
             answers |= zip(places, fleet.step([ahead[place].observation for place in places]), strict=True)
+            watchdog.done()
         yield from ((row, answers[place]) for place, row in enumerate(ahead))
 
 

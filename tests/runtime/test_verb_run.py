@@ -11,12 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
-from odestream.runtime.contract.manifest import TaskSpec, decode_manifest, encode_manifest
-from tests.helpers.run_verb import ROWS, files_under, refusal, run, write_table
+from odestream.runtime.contract.manifest import TaskSpec
+from tests.helpers.run_verb import ROWS, files_under, refusal, run, with_task, write_table
 from tests.helpers.tiny_bundle import Tiny, TinyReference, write_tiny
 
 COMMAND = (sys.executable, "-m", "odestream.runtime.cli", "run")
@@ -31,14 +30,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     return write_table(tmp_path / "table.csv", ROWS)
-
-
-def with_task(bundle: Path, task: TaskSpec) -> Path:
-    """The bundle, changed to another task over the same step."""
-    manifest = bundle / "manifest.json"
-    changed = msgspec.structs.replace(decode_manifest(manifest.read_bytes(), "bundle"), task=task)
-    manifest.write_bytes(encode_manifest(changed))
-    return bundle
 
 
 def test_forecasts_are_the_reference_models_before_each_row_was_seen(bundle: Path, table: Path, tmp_path: Path) -> None:

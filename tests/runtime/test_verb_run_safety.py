@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from odestream.runtime import load
+from odestream.runtime.fleet import Answer, Fleet, Observation
 from tests.helpers.run_verb import ROWS, files_under, refusal, run, write_table
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
@@ -74,6 +78,43 @@ def test_bad_row_of_a_pipe_keeps_the_state_of_the_rows_before_it(
     assert run(bundle, bad, "--output", tmp_path / "out.csv", "--snapshot", tmp_path / "none.snap") == 2
     assert not (tmp_path / "out.csv").exists()
     assert not (tmp_path / "none.snap").exists()
+
+
+def test_state_outlives_the_reader_of_standard_output(bundle: Path, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "t.csv", ["time,c0,c1,c2", *(f"{i},1,2,3" for i in range(20_000))])
+    command = [sys.executable, "-m", "odestream.runtime.cli", "run", str(bundle), "--input", str(table)]
+    with subprocess.Popen([*command, "--snapshot", str(tmp_path / "s")], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        rows = [process.stdout.readline() for _ in range(3)]
+        process.stdout.close()
+        assert process.wait(60) == 141
+    assert all(rows)
+    with load(bundle) as model:
+        stream, twin = model.restore((tmp_path / "s").read_bytes()), model.stream()
+        assert 2 <= stream.counters.steps < 20_000
+        for i in range(stream.counters.steps):
+            twin.step([1, 2, 3], model.tick(str(i)))
+        assert stream.snapshot() == twin.snapshot()
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("a fault of odestream itself"), MemoryError(), KeyboardInterrupt()])
+def test_a_fault_of_any_kind_keeps_the_state_of_the_rows_that_are_out(
+    fault: BaseException, bundle: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, calls = Fleet.step, list[int]()
+
+    def failing(fleet: Fleet, rows: Sequence[Observation]) -> list[Answer]:
+        calls.append(len(rows))
+        if len(calls) == 4:
+            raise fault
+        return step(fleet, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fleet, "step", failing)
+        assert run(bundle, table, "--snapshot", tmp_path / "fault.snap") in (70, 130)
+    good = write_table(tmp_path / "good.csv", ROWS[:4])
+    assert run(bundle, good, "--snapshot", tmp_path / "good.snap") == 0
+    assert (tmp_path / "fault.snap").read_bytes() == (tmp_path / "good.snap").read_bytes()
 
 
 def run_text(bundle: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> str:

@@ -7,13 +7,17 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from odestream.runtime import InputError
+from odestream.runtime.contract.manifest import TaskSpec
+from odestream.runtime.fleet import Answer, Fleet, Observation
 from odestream.runtime.watchdog import Watchdog
-from tests.helpers.run_verb import ROWS, refusal, run, write_table
+from tests.helpers.run_verb import ROWS, refusal, run, with_task, write_table
+from tests.helpers.tiny_bundle import write_tiny
 
 
 def free_port() -> int:
@@ -71,6 +75,29 @@ def test_a_port_that_is_taken_is_refused_before_any_row(
         port = str(taken.getsockname()[1])
         assert run(tiny_path, write_table(tmp_path / "t.csv", ROWS), "--metrics", port) == 2
     assert "Address already in use" in refusal(capsys)
+
+
+def test_work_on_rows_that_were_read_ahead_is_told_call_by_call(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table whose output is a file is read ahead by thousands of rows, which must not look like a hang."""
+    done, step, found = list[int](), Fleet.step, Watchdog.done
+
+    def noted(watchdog: Watchdog) -> None:
+        done.append(0)
+        found(watchdog)
+
+    def stepping(fleet: Fleet, rows: Sequence[Observation]) -> list[Answer]:
+        done.append(len(rows))
+        return step(fleet, rows)
+
+    monkeypatch.setattr(Watchdog, "done", noted)
+    monkeypatch.setattr(Fleet, "step", stepping)
+    rows = [f"{t},{name},1,2,3" for t in range(5) for name in "ab"]
+    table = write_table(tmp_path / "t.csv", ["time,id,c0,c1,c2", *rows])
+    bundle = with_task(write_tiny(tmp_path / "b"), TaskSpec("forecast", ("c0", "c1", "c2"), ("c1",), (), "time", "id"))
+    assert run(bundle, table, "--output", tmp_path / "out.csv") == 0
+    assert done[done.index(2) :] == [2, 0] * 5
 
 
 @pytest.mark.parametrize(
