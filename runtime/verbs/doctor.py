@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from odestream.runtime.errors import CompatError
+from odestream.runtime.guards import GUARDS
 from odestream.runtime.kernels.build import COMMAND
 from odestream.runtime.kernels.build_cuda import CUDA_COMMAND
 from odestream.runtime.kernels.cuda_library import find_gpu, load_cuda_library
@@ -51,6 +52,7 @@ def doctor(
         onnxruntime_part(installed, board),
         native_part(),
         native_cuda_part(),
+        guards_part(),
         tensorrt_part(installed, board),
         *extra_parts(installed),
     ]
@@ -108,6 +110,13 @@ def native_part() -> Part:
     return Part(
         "backend native", True, f"built for {instructions}; auto takes it for odestream's own cells in float32", None
     )
+
+
+def guards_part() -> Part:
+    """Whether the checks around other engines' calls are compiled; numpy's do the same and take longer."""
+    if GUARDS.compiled:
+        return Part("compiled guards", True, "steps on onnxruntime are checked by them", None)
+    return Part("compiled guards", False, "steps on onnxruntime are checked by numpy, some µs slower", COMMAND)
 
 
 def native_cuda_part() -> Part:

@@ -12,7 +12,7 @@ import pytest
 
 from odestream.runtime import CompatError, load
 from odestream.runtime.cli import main
-from odestream.runtime.kernels import build, build_cuda, cuda_library
+from odestream.runtime.kernels import build, build_cuda, cuda_library, places
 from odestream.runtime.verbs import doctor
 from tests.helpers.tools import require
 
@@ -29,7 +29,7 @@ def nvcc() -> str:
 
 @pytest.fixture
 def no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "BESIDE", tmp_path)
+    monkeypatch.setattr(places, "BESIDE", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(cuda_library.CUDA_LIBRARY_VARIABLE, raising=False)
 

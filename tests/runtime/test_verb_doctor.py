@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from odestream.runtime.cli import main
+from odestream.runtime.guards import BY_NUMPY
 from odestream.runtime.kernels.library import LIBRARY_VARIABLE
 from odestream.runtime.verbs import doctor as verb
 
@@ -53,6 +54,14 @@ def test_missing_engine_names_the_extra_of_this_board(
     monkeypatch.setattr(verb, "find_spec", lambda _: None)
     part = verb.onnxruntime_part(NOTHING, board)
     assert (part.ready, part.install) == (False, install)
+
+
+def test_guards_that_are_not_compiled_name_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "GUARDS", BY_NUMPY)
+    part = verb.guards_part()
+    assert (part.ready, part.install) == (False, "python -m odestream.runtime.kernels.build")
+    monkeypatch.setattr(verb, "GUARDS", BY_NUMPY._replace(compiled=True))
+    assert verb.guards_part().ready
 
 
 def test_no_backend_is_status_1(
