@@ -11,6 +11,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#define LONG (1 << 18) /* bytes from which on other threads may run meanwhile */
+
 static uint32_t bits_of(const char* values, Py_ssize_t i) {
   uint32_t bits;
   memcpy(&bits, values + 4 * i, 4);
@@ -47,7 +49,15 @@ static PyObject* tell_finite(PyObject* module, PyObject* values) {
   Py_buffer view;
   (void)module;
   if (PyObject_GetBuffer(values, &view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS) < 0) return NULL;
-  const int plain = is_float32(&view), found = plain && all_finite(view.buf, view.len / 4);
+  const int plain = is_float32(&view);
+  int found = 0;
+  if (plain && view.len < LONG) {
+    found = all_finite(view.buf, view.len / 4);
+  } else if (plain) {
+    Py_BEGIN_ALLOW_THREADS;
+    found = all_finite(view.buf, view.len / 4);
+    Py_END_ALLOW_THREADS;
+  }
   PyBuffer_Release(&view);
   if (plain) return PyBool_FromLong(found);
   PyErr_SetString(PyExc_TypeError, "values are not of float32; give a contiguous array of float32");
