@@ -21,6 +21,7 @@ from odestream.runtime import (
     Batcher,
     BundleError,
     CompatError,
+    Fleet,
     GapError,
     InputError,
     IntegrityError,
@@ -38,6 +39,7 @@ from odestream.runtime import (
 from odestream.runtime.contract.manifest import MANIFEST_NAME, VECTORS_NAME, WEIGHTS_NAME
 from odestream.runtime.contract.tensorfile import decode_tensors, encode_tensors
 from odestream.runtime.recorder import Recorder
+from odestream.runtime.shelf import Shelf
 from odestream.runtime.snapshot import MAGIC
 from tests.helpers.spoiling import (
     GRAPH,
@@ -204,6 +206,14 @@ def two_recorders(world: World) -> None:
         first.close()
 
 
+def two_fleets(world: World) -> None:
+    first = Fleet(world.model, shelf=Shelf(world.folder))
+    try:
+        Fleet(world.model, shelf=Shelf(world.folder))
+    finally:
+        first.close()
+
+
 def other_model(world: World) -> None:
     with load(write_tiny(world.folder / "other", Tiny(seed=9))) as other:
         other.restore(world.blob)
@@ -287,6 +297,7 @@ FAULTS: list[tuple[int, str, type[OdestreamError], str, Fault]] = [
     (59, "NaN in a snapshot", SnapshotError, "state h is not finite", forging(into("h", np.nan))),
     (59, "infinity out", StateError, "the step was discarded", step([0, -3e38, 0])),
     (63, "two recorders", SessionBusy, "another process records here", two_recorders),
+    (63, "two fleets", SessionBusy, "another fleet puts its streams away here", two_fleets),
     (65, "two threads", SessionBusy, "in use by another thread", stopped_in_a_thread),
     (66, "closed", SessionBusy, "closed; make a new one", closed),
 ]
