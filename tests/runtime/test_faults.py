@@ -40,7 +40,6 @@ from odestream.runtime.contract.manifest import MANIFEST_NAME, VECTORS_NAME, WEI
 from odestream.runtime.contract.tensorfile import decode_tensors, encode_tensors
 from odestream.runtime.recorder import Recorder
 from odestream.runtime.shelf import Shelf
-from odestream.runtime.snapshot import MAGIC
 from tests.helpers.spoiling import (
     GRAPH,
     chain_functions,
@@ -52,7 +51,7 @@ from tests.helpers.spoiling import (
     rename_graph,
     replace_file,
 )
-from tests.helpers.streams import continues_like, forged, same_state
+from tests.helpers.streams import continues_like, forged, of_version, same_state
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
 GAIN = Tiny(gain=3.0)
@@ -289,7 +288,8 @@ FAULTS: list[tuple[int, str, type[OdestreamError], str, Fault]] = [
     (52, "cut", SnapshotDamaged, "damaged or cut off", restoring(lambda blob: blob[:-1])),
     (52, "empty", SnapshotDamaged, "not a snapshot", restoring(lambda blob: b"")),
     (53, "flipped", SnapshotDamaged, "sha256 differs", restoring(lambda blob: blob[:-1] + bytes([blob[-1] ^ 1]))),
-    (54, "version", SnapshotError, "version '2'", restoring(lambda blob: MAGIC.replace(b"-1", b"-2") + blob[21:])),
+    (53, "flipped version", SnapshotDamaged, "version '3' but", restoring(lambda blob: blob.replace(b"-1", b"-3", 1))),
+    (54, "version", SnapshotError, "version '2'", restoring(lambda blob: of_version(blob, 2))),
     (54, "schema", SnapshotError, "schema 7", forging(lambda tensors, info: info.update(schema=7))),
     (55, "another model's", SnapshotError, "made by model", other_model),
     (56, "swapped tensors", SnapshotError, "state members are", forging(swap_members)),

@@ -3,12 +3,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from odestream.runtime import Model, SnapshotDamaged, SnapshotError, load
 from odestream.runtime.generations import previous_path, read_generation, write_generation
 from tests.helpers.run_verb import ROWS, run, write_table
-from tests.helpers.streams import continues_like, forged
+from tests.helpers.streams import continues_like, forged, of_version
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
 
@@ -74,10 +75,40 @@ def test_a_whole_newest_that_does_not_fit_is_refused_not_passed_over(
 ) -> None:
     with load(write_tiny(tmp_path / "other", Tiny(seed=5))) as other, pytest.raises(SnapshotError, match="made by"):
         other.restore(saved[0])
-    saved[0].write_bytes(b"odestream-snapshot-9\n" + saved[2][21:])
-    with pytest.raises(SnapshotError, match="version '9'") as caught:
+    saved[0].write_bytes(of_version(saved[2], 9))
+    with pytest.raises(SnapshotError, match="version '9', this odestream reads 1; use a snapshot") as caught:
         read_generation(saved[0])
     assert type(caught.value) is SnapshotError
+
+
+def test_another_version_s_file_is_kept_as_the_one_before(saved: tuple[Path, bytes, bytes]) -> None:
+    path, _, newest = saved
+    later = of_version(newest, 9)
+    path.write_bytes(later)
+    write_generation(path, newest)
+    assert (previous_path(path).read_bytes(), path.read_bytes()) == (later, newest)
+    write_generation(path, newest)
+    assert previous_path(path).read_bytes() == later
+    path.write_bytes(newest[:-1])
+    with pytest.raises(SnapshotError, match="previous: version '9'"):
+        read_generation(path)
+
+
+def test_whatever_bit_is_flipped_the_one_before_is_taken_and_the_next_one_written(
+    saved: tuple[Path, bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # for the test's speed
+    path, older, newest = saved
+    anywhere = np.random.default_rng(0).integers(64 * 8, 8 * len(newest), 100).tolist()
+    for bit in [*range(64 * 8), *anywhere]:
+        flipped = bytearray(newest)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        found = read_generation(path)
+        assert found.data == older, bit
+        assert found.origin.startswith(f"{previous_path(path)}, the generation before, because {path}: "), bit
+        write_generation(path, newest)
+        assert (previous_path(path).read_bytes(), path.read_bytes()) == (older, newest), bit
 
 
 def test_a_snapshot_with_content_that_is_not_finite_is_refused(model: Model, saved: tuple[Path, bytes, bytes]) -> None:

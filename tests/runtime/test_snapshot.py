@@ -171,7 +171,9 @@ def test_content_that_does_not_fit_is_refused_although_the_digest_is_right(
     [
         (b"", "not a snapshot"),
         (b"PK\x03\x04", "not a snapshot"),
-        (b"odestream-snapshot-2\n" + bytes(100), "version '2', this odestream reads version 1"),
+        (b"odestream-snapshot-2\n" + hashlib.sha256(b"x").digest() + b"x", "version '2', this odestream reads 1"),
+        (b"odestream-snapshot-2\n" + bytes(100), "sha256 differs"),
+        (b"odestream-snapshot-1" + bytes(100), "sha256 differs"),
         (MAGIC + hashlib.sha256(b"").digest(), "not safetensors"),
         (MAGIC + hashlib.sha256(b"junk" * 9).digest() + b"junk" * 9, "not safetensors"),
     ],
