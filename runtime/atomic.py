@@ -6,6 +6,7 @@ synced last, so that the rename itself survives a power cut.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -17,6 +18,7 @@ from typing import BinaryIO
 from odestream.runtime.errors import PathError
 
 _DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -73,26 +75,40 @@ def new_directory(final: Path, force: bool = False) -> Iterator[Path]:
 def publish_directory(temporary: Path, final: Path, force: bool = False) -> None:
     """Sync the files of `temporary` (a flat directory beside `final`) and rename it to `final`.
 
-    Raises PathError if `final` exists and `force` is not given. With `force` the old directory is moved aside
-    first and removed after, so that `final` never holds a mixture of both.
+    Raises PathError if `final` exists and `force` is not given. With `force` the old directory is removed after, so
+    that `final` never holds a mixture of both. The two change places in one operation where the file system can do
+    that; elsewhere the old one is moved aside first, and for a moment `final` is missing.
     """
     refuse_existing(final, force)
     for entry in temporary.iterdir():
         _sync(entry, os.O_RDONLY)
     _sync_directory(temporary)
-    old = None
-    if os.path.lexists(final):
-        old = _beside(final)
-        final.rename(old)
-    try:
+    old = _replace(temporary, final) if os.path.lexists(final) else None
+    if old is None:
         temporary.rename(final)
-    except BaseException:
-        if old is not None:
-            old.rename(final)
-        raise
     _sync_directory(final.parent)
     if old is not None:
         _remove(old)
+
+
+def _replace(temporary: Path, final: Path) -> Path:
+    """Put `temporary` in the place of `final`; where that lies then."""
+    if _exchange(temporary, final):
+        return temporary
+    old = _beside(final)
+    final.rename(old)
+    try:
+        temporary.rename(final)
+    except BaseException:
+        old.rename(final)
+        raise
+    return old
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Have two paths change places in one operation; False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    return renameat2 is not None and renameat2(_AT_FDCWD, bytes(one), _AT_FDCWD, bytes(other), _RENAME_EXCHANGE) == 0
 
 
 def _beside(path: Path) -> Path:

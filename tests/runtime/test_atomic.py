@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from odestream.runtime import atomic
 from odestream.runtime.atomic import new_directory, publish_directory, refuse_existing, write_bytes
 from odestream.runtime.errors import PathError
 
@@ -72,6 +73,14 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [final]
 
 
+@pytest.fixture(params=["exchanged", "moved aside"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How what exists is replaced: by the system's exchange of names, or without one."""
+    if request.param == "moved aside":
+        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+
+
+@pytest.mark.usefixtures("way")
 def test_an_existing_directory_is_replaced_only_with_force(tmp_path: Path) -> None:
     final = tmp_path / "out"
     with new_directory(final) as temporary:
@@ -86,6 +95,33 @@ def test_an_existing_directory_is_replaced_only_with_force(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [final]
 
 
+def test_a_directory_that_is_replaced_is_at_no_moment_missing(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    if not atomic._exchange(tmp_path / "a", tmp_path / "b"):
+        pytest.skip("this file system exchanges no names")
+    code = (
+        "import os, sys; from pathlib import Path; from odestream.runtime.atomic import new_directory\n"
+        "os.fsync = lambda _: None; out = Path(sys.argv[1])\n"
+        "for n in range(300):\n"
+        "    with new_directory(out, force=True) as new: (new / 'f').write_bytes(b'%d' % n)\n"
+        "    n or print('ready', flush=True)\n"
+    )
+    final, looks = tmp_path / "out" / "bundle", 0
+    final.parent.mkdir()
+    with subprocess.Popen([sys.executable, "-c", code, str(final)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while process.poll() is None:
+            for _ in range(100):
+                os.lstat(final)
+            looks += 1
+    assert process.returncode == 0
+    assert looks > 10
+    assert (final / "f").read_bytes() == b"299"
+    assert list(final.parent.iterdir()) == [final]
+
+
 def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
@@ -95,6 +131,7 @@ def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:
     refuse_existing(tmp_path / "free", force=False)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("kind", ["file", "link to a directory", "dangling link"])
 def test_what_is_no_directory_is_replaced_whole_by_force_and_what_a_link_names_stays(tmp_path: Path, kind: str) -> None:
     final, named = tmp_path / "out", tmp_path / "named"
