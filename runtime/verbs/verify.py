@@ -16,7 +16,14 @@ from odestream.runtime.contract.manifest import ParityRow
 from odestream.runtime.errors import CompatError
 from odestream.runtime.model import AUTO
 from odestream.runtime.replay import failures, verify_vectors
-from odestream.runtime.verbs.console import machine, refuse_engines, refuse_outputs, save_json, show_table, versions
+from odestream.runtime.verbs.console import (
+    engine_versions,
+    machine,
+    refuse_engines,
+    refuse_outputs,
+    save_json,
+    show_table,
+)
 
 GROUP = "odestream.verify"
 FRAMEWORK = "torch"
@@ -114,7 +121,7 @@ def _report(name: str, backend: str, rows: Sequence[ParityRow], wrong: Sequence[
         "backend": backend,
         "passed": not wrong,
         "machine": machine(),
-        "versions": versions("odestream", "numpy", backend),
+        "versions": engine_versions(backend),
         "rows": [_finite(msgspec.to_builtins(row)) for row in rows],
     }
 
