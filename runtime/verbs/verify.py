@@ -15,7 +15,7 @@ from odestream.runtime.bundle import Bundle, read_bundle
 from odestream.runtime.contract.manifest import ParityRow
 from odestream.runtime.errors import CompatError
 from odestream.runtime.model import AUTO
-from odestream.runtime.replay import failures, verify_vectors
+from odestream.runtime.replay import cut_short, failures, verify_vectors
 from odestream.runtime.verbs.console import (
     engine_versions,
     machine,
@@ -63,6 +63,8 @@ def verify(
         engine.close()
     wrong = failures(list(rows))
     _show(f"{loaded.manifest.name} on {engine.name}", rows, wrong)
+    if shorter := cut_short(rows, steps):
+        print(shorter)
     if json_path is not None:
         save_json(json_path, _report(loaded.manifest.name, engine.name, rows, wrong), force)
     if wrong:
