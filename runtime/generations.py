@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from odestream.runtime.atomic import write_bytes
+from odestream.runtime.atomic import remove_leftovers, replace_bytes
 from odestream.runtime.errors import SnapshotDamaged
 from odestream.runtime.snapshot import check_bytes, read_snapshot
 
@@ -30,13 +30,19 @@ def previous_path(path: Path) -> Path:
 
 def write_generation(path: Path, data: bytes) -> None:
     """Write the newest generation; what `path` held becomes the one before, unless it is damaged."""
+    remove_leftovers(path.parent, (path.name, previous_path(path).name).__contains__)
+    replace_generation(path, data)
+
+
+def replace_generation(path: Path, data: bytes) -> None:
+    """The same for one of many snapshots in a folder, which is not searched for what killed writers left."""
     try:
         current = _whole(path)
     except SnapshotDamaged:
         current = data
     if current != data:
-        write_bytes(previous_path(path), current)
-    write_bytes(path, data)
+        replace_bytes(previous_path(path), current)
+    replace_bytes(path, data)
 
 
 def read_generation(path: Path) -> Generation:
