@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from odestream.runtime.atomic import write_bytes
+from odestream.runtime.atomic import remove_leftovers, replace_bytes
 from odestream.runtime.errors import SnapshotDamaged, SnapshotError
 from odestream.runtime.snapshot import check_bytes, read_snapshot
 
@@ -30,10 +30,11 @@ def previous_path(path: Path) -> Path:
 
 def write_generation(path: Path, data: bytes) -> None:
     """Write the newest generation; what `path` held becomes the one before, unless it is damaged."""
+    remove_leftovers(path.parent, (path.name, previous_path(path).name).__contains__)
     current = _kept(path)
     if current is not None and current != data:
-        write_bytes(previous_path(path), current)
-    write_bytes(path, data)
+        replace_bytes(previous_path(path), current)
+    replace_bytes(path, data)
 
 
 def read_generation(path: Path) -> Generation:

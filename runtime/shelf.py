@@ -6,12 +6,12 @@ import hashlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from odestream.runtime.atomic import write_bytes
+from odestream.runtime.atomic import remove_leftovers, replace_bytes
 from odestream.runtime.errors import SessionBusy, SnapshotDamaged
 from odestream.runtime.locks import lock_file
 from odestream.runtime.snapshot import read_snapshot
 
-_LOCK = ".shelf.lock"
+_SUFFIX, _LOCK = ".snapshot", ".shelf.lock"
 _BUSY = "another fleet puts its streams away here; close it or choose another shelf"
 
 
@@ -26,7 +26,7 @@ class Shelf:
     """Name → snapshot. folder: keeps them on the disk, a file each; it must exist. None: in memory.
 
     A shelf, and its folder, is one fleet's at a time. It begins empty: what an earlier fleet put there is overwritten,
-    not taken over.
+    not taken over, and what it left half written is removed.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -41,6 +41,7 @@ class Shelf:
             raise SessionBusy(f"the shelf: {_BUSY}")
         if self._folder is not None:
             self._lock = lock_file(self._folder / _LOCK, _BUSY)
+            remove_leftovers(self._folder, lambda name: name.endswith(_SUFFIX))
         self._held = {}
         self._claimed = True
 
@@ -60,8 +61,8 @@ class Shelf:
         if self._folder is None:
             self._held[name] = snapshot
         else:
-            path = self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.snapshot"
-            write_bytes(path, snapshot)
+            path = self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}{_SUFFIX}"
+            replace_bytes(path, snapshot)
             self._held[name] = _File(path, hashlib.sha256(snapshot).digest())
 
     def __contains__(self, name: object) -> bool:

@@ -29,6 +29,8 @@ from odestream.runtime.records import Counters, StreamState
 
 MAGIC = b"odestream-snapshot-1\n"
 SCHEMA_VERSION = 1
+REBUILD = "odestream replay {log} --bundle BUNDLE --snapshot FILE"
+"""What gives a new model the streams of another one, where their inputs were kept."""
 
 _FAMILY = b"odestream-snapshot-"
 _DIGEST = hashlib.sha256().digest_size
@@ -99,8 +101,9 @@ def decode_snapshot(data: bytes, manifest: Manifest, where: str = "snapshot") ->
     info, tensors = _open(data, where)
     if info.identity != manifest.identity:
         raise SnapshotError(
-            f"{where}: made by model {info.identity[:_SHORT]}, this bundle is {manifest.identity[:_SHORT]} "
-            f"({manifest.name}); restore it with the bundle that made it"
+            f"{where}: made by model {info.identity[:_SHORT]} ({info.name}), this bundle is "
+            f"{manifest.identity[:_SHORT]} ({manifest.name}), another model; restore it with the bundle that made it, "
+            f"or give this one its memory from an input log: {REBUILD.format(log='LOG')}"
         )
     if info.time != manifest.time:
         raise SnapshotError(

@@ -1,8 +1,12 @@
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -52,6 +56,54 @@ def test_kill_while_writing_leaves_the_old_bytes_or_the_new_ones(tmp_path: Path)
         data = path.read_bytes()
         assert len(data) == 300_000
         assert len(set(data)) == 1
+
+
+def lost(file: BinaryIO, operation: int) -> None:
+    raise BlockingIOError
+
+
+def removed(file: BinaryIO, operation: int) -> None:
+    Path(file.name).unlink()
+
+
+def no_locks(file: BinaryIO, operation: int) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.mark.parametrize("first", [lost, removed, no_locks])
+def test_a_temporary_file_that_is_taken_for_a_leftover_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Callable[[BinaryIO, int], None]
+) -> None:
+    """Somebody who cleans up holds its lock, or has removed it; where no file can be locked, it is used as it is."""
+
+    def once(file: BinaryIO, operation: int) -> None:
+        monkeypatch.undo()
+        first(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", once)
+    write_bytes(tmp_path / "f", b"new")
+    assert (tmp_path / "f").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    "name", [".f.0123456789ab.tmp", ".f.b.0123456789ab.tmp", ".f.notes.tmp", ".f.0123456789ab.old"]
+)
+def test_only_what_is_left_of_the_file_itself_is_removed(tmp_path: Path, name: str) -> None:
+    for left in (tmp_path / name, tmp_path / f"{name}.more"):
+        left.write_bytes(b"half")
+    write_bytes(tmp_path / "f", b"new")
+    kept = {"f", f"{name}.more"} | ({name} - {".f.0123456789ab.tmp"})
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_a_leftover_that_cannot_be_locked_stays_and_the_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / ".f.0123456789ab.tmp"
+    left.write_bytes(b"half")
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    write_bytes(tmp_path / "f", b"new")
+    assert sorted(tmp_path.iterdir()) == [left, tmp_path / "f"]
 
 
 def fail_half_way(final: Path) -> None:

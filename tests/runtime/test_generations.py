@@ -1,6 +1,10 @@
 """Two generations of a snapshot: whatever happens to the newest, the stream comes back from one that is whole."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +141,46 @@ def test_a_disk_that_fails_at_any_point_keeps_a_whole_generation(
     monkeypatch.undo()
     assert read_generation(path).data == newest
     assert not [entry for entry in path.parent.iterdir() if entry.suffix == ".tmp"]
+
+
+INSIDE = (
+    "import os, sys; from pathlib import Path; from odestream.runtime.generations import write_generation\n"
+    "synced = os.fsync; data = Path(sys.argv[2]).read_bytes()\n"
+    "def wait(descriptor): print('inside', flush=True); sys.stdin.readline(); synced(descriptor)\n"
+    "os.fsync = wait; write_generation(Path(sys.argv[1]), data)\n"
+)
+
+
+@contextmanager
+def inside(path: Path, data: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A process that writes a generation and waits before its first temporary file is on the disk; that file."""
+    before = set(path.parent.iterdir())
+    command = [sys.executable, "-c", INSIDE, str(path), str(data)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"inside\n"
+        (temporary,) = set(path.parent.iterdir()) - before
+        yield process, temporary
+        process.kill()
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_and_a_live_writer_s_file_is_not(
+    saved: tuple[Path, bytes, bytes], tmp_path: Path
+) -> None:
+    path, older, newest = saved
+    data = tmp_path / "data"
+    data.write_bytes(older)
+    with inside(path, data) as (_, left):
+        pass
+    assert left.exists(), "killed with its file half written"
+    with inside(path, data) as (writer, held):
+        assert not left.exists()
+        write_generation(path, newest)
+        assert held.exists()
+        writer.communicate(b"\n" * 9, timeout=60)
+        assert writer.returncode == 0
+    assert read_generation(path).data == older, "what the writer that was slower had to write"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["data", "s.snapshot", "s.snapshot.previous"]
 
 
 def test_run_writes_generations_and_says_when_it_resumes_from_the_one_before(

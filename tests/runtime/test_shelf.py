@@ -150,6 +150,17 @@ def test_a_fleet_that_could_not_be_made_frees_its_shelf(model: Model, tmp_path: 
     Fleet(model, shelf=shelf).close()
 
 
+def test_what_was_left_half_written_is_removed_once_the_folder_is_the_shelf_s(model: Model, tmp_path: Path) -> None:
+    left, mine = tmp_path / f".{'a' * 32}.snapshot.0123456789ab.tmp", tmp_path / ".mine.0123456789ab.tmp"
+    for path in (left, mine):
+        path.write_bytes(b"half")
+    shelf = Shelf(tmp_path)
+    assert left.exists()
+    Fleet(model, shelf=shelf).close()
+    assert mine.exists()
+    assert not left.exists()
+
+
 def test_one_file_is_kept_of_a_stream(fleet: Fleet) -> None:
     put_away(fleet, SECOND)
     put_away(fleet, 2 * SECOND)

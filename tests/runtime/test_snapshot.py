@@ -117,7 +117,9 @@ def test_every_flipped_bit_is_refused(blob: bytes, model: Model, data: st.DataOb
 def test_another_model_s_snapshot_names_both(blob: bytes, model: Model, tmp_path: Path) -> None:
     with load(write_tiny(tmp_path / "other", Tiny(seed=5, name="other"))) as other:
         ours, theirs = model.manifest.identity[:12], other.manifest.identity[:12]
-        with pytest.raises(SnapshotError, match=f"made by model {ours}, this bundle is {theirs} .*other"):
+        remedy = "or give this one its memory from an input log: odestream replay LOG --bundle BUNDLE --snapshot FILE$"
+        names = rf"made by model {ours} \({model.manifest.name}\), this bundle is {theirs} \(other\), another model"
+        with pytest.raises(SnapshotError, match=f"{names}; .*, {remedy}"):
             other.restore(blob)
         with pytest.raises(SnapshotError, match="streams a belong to another model"):
             model.snapshot_streams({"a": other.stream()})
