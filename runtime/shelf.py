@@ -57,7 +57,9 @@ class Shelf:
         return list(self._held)
 
     def put(self, name: str, snapshot: bytes) -> None:
-        """Keep a stream's snapshot."""
+        """Keep a stream's snapshot; SessionBusy where the shelf may be another fleet's by now."""
+        if not self._claimed:
+            raise SessionBusy("the shelf's fleet is closed; put streams away before, or make a new fleet")
         if self._folder is None:
             self._held[name] = snapshot
         else:

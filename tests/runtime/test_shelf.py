@@ -122,6 +122,17 @@ def test_a_shelf_is_one_fleet_s_until_that_is_closed(model: Model, tmp_path: Pat
     second.close()
 
 
+def test_a_closed_fleet_puts_nothing_where_another_one_may_be_by_now(fleet: Fleet) -> None:
+    newest = put_away(fleet, SECOND)
+    fleet.close()
+    fleet.forget()
+    fleet.step([row(0)])
+    with pytest.raises(SessionBusy, match="the shelf's fleet is closed"):
+        fleet.evict(["a"])
+    assert fleet.awake == ["a"]
+    assert file_of(fleet).read_bytes() == newest
+
+
 def test_a_folder_is_one_fleet_s_and_a_second_one_leaves_it_as_it_was(model: Model, fleet: Fleet) -> None:
     newest = put_away(fleet, SECOND)
     folder = fleet._shelf._folder
