@@ -32,16 +32,15 @@ from odestream.runtime.contract.spec import StepSpec
 from odestream.runtime.contract.tolerances import Tolerances, tolerances
 from odestream.runtime.contract.vectors import Vectors
 from odestream.runtime.errors import InputError
-from odestream.runtime.replay import failures
+from odestream.runtime.replay import CHAINED, MIXED, SHORTER_CHAINS, failures
 
 Reference = Callable[[str, Tensors, Tensors], tuple[Tensors, Tensors]]
 Ticker = Callable[[], None]
 
-ONE_CALL, CHAINED, MIXED = "one call", "chained", "chained, mixed buckets"
+ONE_CALL = "one call"
 NO_SINGLE_BUCKET = 0
 STORED_MIXED_STEPS = 200
 CALLS_A_BUCKET = 8
-SHORTER_CHAINS = (100, 20)
 NARROW_STEPS, NARROW_CHAIN = 200, 20
 ROUNDING = "torch in half precision"
 ROUNDING_SHARE = 0.1  # of a difference: what torch's own departure from float64 must reach to explain it

@@ -89,7 +89,7 @@ def read_rows(
         name = name or found
         cells = _Cells(name, lines)
         columns = _Columns.find(name, cells.header, task, labelled)
-        ticks = _Ticks(name, time, columns.time is not None, dict(last or {}), late)
+        ticks = _Ticks(name, time, columns, dict(last or {}), late)
         for line, row in cells:
             stream = _stream_name(name, line, row, columns)
             text = "" if columns.time is None else row[columns.time]
@@ -214,24 +214,33 @@ class _Columns:
 class _Ticks:
     """Times as ticks, each stream's strictly increasing unless rows may be late."""
 
-    def __init__(self, name: str, spec: TimeSpec, column: bool, last: dict[str, int], late: bool) -> None:
-        self.name, self.spec, self.column, self.late = name, spec, column, late
+    def __init__(self, name: str, spec: TimeSpec, columns: _Columns, last: dict[str, int], late: bool) -> None:
+        self.name, self.spec, self.columns, self.late = name, spec, columns, late
         self.last = last
         self.text: dict[str, str] = {}
 
     def next(self, line: int, stream: str, text: str) -> int:
         previous = self.last.get(stream)
-        ticks = self._parse(line, text) if self.column else self._count(previous)
+        ticks = self._parse(line, text) if self.columns.time is not None else self._count(previous)
         if previous is not None and ticks <= previous and not self.late:
             of = f" of stream {stream!r}" if stream else ""
-            before = self.text.get(stream) or f"{format_time(previous, self.spec)} of the snapshot"
             raise TimeError(
-                f"{self.name} line {line}: time {text}{of} does not come after {before}; "
-                "sort the rows by time and drop repeated ones, or name the column that tells streams apart"
+                f"{self.name} line {line}: time {text}{of} does not come after {self._last(stream, previous)}"
             )
         self.last[stream] = ticks
         self.text[stream] = text
         return ticks
+
+    def _last(self, stream: str, previous: int) -> str:
+        """The time before, and the remedy for one that does not come after it."""
+        before = self.text.get(stream)
+        if before is None:
+            ended = format_time(previous, self.spec)
+            return f"{ended}, where the resumed stream ended; leave out the rows up to then, or leave out --resume"
+        sort = "sort the rows by time and drop repeated ones"
+        if self.columns.stream is not None:
+            return f"{before}; {sort}"
+        return f"{before}; train with --stream COLUMN where a column tells several streams apart, else {sort}"
 
     def _parse(self, line: int, text: str) -> int:
         try:

@@ -51,7 +51,7 @@ def doctor(
     parts = [
         onnxruntime_part(installed, board),
         native_part(),
-        native_cuda_part(),
+        native_cuda_part(board),
         guards_part(),
         tensorrt_part(installed, board),
         *extra_parts(installed),
@@ -119,13 +119,15 @@ def guards_part() -> Part:
     return Part("compiled guards", False, "steps on onnxruntime are checked by numpy, some µs slower", COMMAND)
 
 
-def native_cuda_part() -> Part:
+def native_cuda_part(board: dict[str, Any]) -> Part:
     """Whether our own kernels can run cells on a GPU here, for those who ask for them by name."""
     name = "backend native-cuda"
     try:
         library = load_cuda_library()
     except CompatError as error:
-        return Part(name, False, str(error), CUDA_COMMAND)
+        if board["nvidia_driver"] or board["jetson"]:
+            return Part(name, False, str(error), CUDA_COMMAND)
+        return Part(name, False, "without an NVIDIA driver", f"only where there is a GPU: {CUDA_COMMAND}")
     try:
         gpu = find_gpu(library)
     except CompatError as error:

@@ -21,6 +21,7 @@ from odestream.runtime import (
     Batcher,
     BundleError,
     CompatError,
+    Fleet,
     GapError,
     InputError,
     IntegrityError,
@@ -38,7 +39,7 @@ from odestream.runtime import (
 from odestream.runtime.contract.manifest import MANIFEST_NAME, VECTORS_NAME, WEIGHTS_NAME
 from odestream.runtime.contract.tensorfile import decode_tensors, encode_tensors
 from odestream.runtime.recorder import Recorder
-from odestream.runtime.snapshot import MAGIC
+from odestream.runtime.shelf import Shelf
 from tests.helpers.spoiling import (
     GRAPH,
     chain_functions,
@@ -50,7 +51,7 @@ from tests.helpers.spoiling import (
     rename_graph,
     replace_file,
 )
-from tests.helpers.streams import continues_like, forged, same_state
+from tests.helpers.streams import continues_like, forged, of_version, same_state
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
 GAIN = Tiny(gain=3.0)
@@ -204,6 +205,14 @@ def two_recorders(world: World) -> None:
         first.close()
 
 
+def two_fleets(world: World) -> None:
+    first = Fleet(world.model, shelf=Shelf(world.folder))
+    try:
+        Fleet(world.model, shelf=Shelf(world.folder))
+    finally:
+        first.close()
+
+
 def other_model(world: World) -> None:
     with load(write_tiny(world.folder / "other", Tiny(seed=9))) as other:
         other.restore(world.blob)
@@ -279,7 +288,8 @@ FAULTS: list[tuple[int, str, type[OdestreamError], str, Fault]] = [
     (52, "cut", SnapshotDamaged, "damaged or cut off", restoring(lambda blob: blob[:-1])),
     (52, "empty", SnapshotDamaged, "not a snapshot", restoring(lambda blob: b"")),
     (53, "flipped", SnapshotDamaged, "sha256 differs", restoring(lambda blob: blob[:-1] + bytes([blob[-1] ^ 1]))),
-    (54, "version", SnapshotError, "version '2'", restoring(lambda blob: MAGIC.replace(b"-1", b"-2") + blob[21:])),
+    (53, "flipped version", SnapshotDamaged, "version '3' but", restoring(lambda blob: blob.replace(b"-1", b"-3", 1))),
+    (54, "version", SnapshotError, "version '2'", restoring(lambda blob: of_version(blob, 2))),
     (54, "schema", SnapshotError, "schema 7", forging(lambda tensors, info: info.update(schema=7))),
     (55, "another model's", SnapshotError, "made by model", other_model),
     (56, "swapped tensors", SnapshotError, "state members are", forging(swap_members)),
@@ -287,6 +297,7 @@ FAULTS: list[tuple[int, str, type[OdestreamError], str, Fault]] = [
     (59, "NaN in a snapshot", SnapshotError, "state h is not finite", forging(into("h", np.nan))),
     (59, "infinity out", StateError, "the step was discarded", step([0, -3e38, 0])),
     (63, "two recorders", SessionBusy, "another process records here", two_recorders),
+    (63, "two fleets", SessionBusy, "another fleet puts its streams away here", two_fleets),
     (65, "two threads", SessionBusy, "in use by another thread", stopped_in_a_thread),
     (66, "closed", SessionBusy, "closed; make a new one", closed),
 ]

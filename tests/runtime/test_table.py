@@ -98,8 +98,12 @@ BAD = {
     "not UTF-8": (b"t,a,b\n1,2,\xff\n", InputError, r"not UTF-8 text .*; save the table as UTF-8 CSV"),
     "open quote": ('t,a,b\n1,2,"3\n', InputError, r"line 2: not CSV .*; correct the line"),
     "huge cell": ("t,a,b\n1,2," + "3" * 200_000, InputError, r"line 2: not CSV .*; correct the line"),
-    "equal times": ("t,a,b\n1,2,3\n1.0,2,3\n", TimeError, r"line 3: time 1.0 does not come after 1; sort the rows"),
-    "backward times": ("t,a,b\n5,2,3\n1,2,3\n", TimeError, r"line 3: time 1 does not come after 5; sort the rows"),
+    "equal times": (
+        "t,a,b\n1,2,3\n1.0,2,3\n",
+        TimeError,
+        r"line 3: time 1.0 does not come after 1; train with --stream",
+    ),
+    "backward times": ("t,a,b\n5,2,3\n1,2,3\n", TimeError, r"line 3: time 1 does not come after 5; .* sort the rows"),
     "empty time": ("t,a,b\n,2,3\n", TimeError, r"line 2: the time is empty; give every row a time"),
     "text for a time": ("t,a,b\nnoon,2,3\n", TimeError, r"line 2: time 'noon' is not a finite number of s; write it"),
     "time beyond 64 bits": ("t,a,b\n1e10,2,3\n", TimeError, r"line 2: time '1e10' does not fit .*; check"),
@@ -114,8 +118,22 @@ def test_bad_table_is_refused_in_words(text: str | bytes, error: type[Exception]
 
 
 def test_times_must_come_after_a_resumed_snapshot() -> None:
-    with pytest.raises(TimeError, match="line 2: time 3 does not come after 3 of the snapshot; sort"):
+    remedy = "leave out the rows up to then, or leave out --resume$"
+    with pytest.raises(
+        TimeError, match=f"line 2: time 3 does not come after 3, where the resumed stream ended; {remedy}"
+    ):
         rows_of("t,a,b\n3,1,1\n", last={"": 3 * 10**9})
+    with pytest.raises(TimeError, match="line 3: time 4 does not come after 5; .* sort the rows"):
+        rows_of("t,a,b\n5,1,1\n4,1,1\n", last={"": 3 * 10**9})
+
+
+def test_interleaved_streams_are_told_of_the_column_that_tells_them_apart() -> None:
+    """Where one was named, the time of a single stream goes back, and only sorting helps."""
+    text = "t,id,a,b,kind\n1,x,1,1,on\n1,y,1,1,on\n2,x,1,1,on\n1.5,x,1,1,on\n"
+    with pytest.raises(TimeError, match="line 3: .*; train with --stream COLUMN where a column tells several streams"):
+        rows_of(text)
+    with pytest.raises(TimeError, match="line 5: time 1.5 of stream 'x' does not come after 2; sort the rows by time"):
+        rows_of(text, CLASSIFY)
 
 
 def test_empty_stream_name_is_refused() -> None:
