@@ -183,6 +183,13 @@ def test_table_chooses_its_clock_from_the_whole_column(tmp_path: Path) -> None:
     assert table.series[0].ticks[0] < -(280 * 365 * 86_400 * 10**6) + 1
 
 
+def test_table_whose_times_lie_further_apart_than_64_bits_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("t,a,b\n-5e12,1,2\n0,1,2\n5e12,1,2\n")
+    with pytest.raises(TimeError, match="line 4: the time lies 10{19} ticks after .* 64 bits; give a shorter"):
+        read_table(path, FORECAST, unit="step")
+
+
 @pytest.mark.parametrize(
     ("text", "task", "message"),
     [
