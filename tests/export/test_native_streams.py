@@ -283,6 +283,8 @@ def test_counts_and_what_is_known_survive_a_load(small: Bundle) -> None:
     assert same_state(core.save(), state)
     with pytest.raises(StateError, match="a state has 3 values"):
         core.load(StreamState(arena[:3], None, counters))
+    with pytest.raises(TimeError, match="does not fit 64 bits"):
+        core.load(StreamState(arena, 1 << 63, counters))
     with pytest.raises(StateError, match="err below 0"):
         core.load(StreamState(arena, None, counters, Accepted(1, 1, -1.0)))
     assert same_state(core.save(), state)
