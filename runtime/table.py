@@ -304,11 +304,12 @@ def _labels_of(path: str | Path, task: TaskSpec, grouped: Mapping[str, Sequence[
 
 
 def _natural(label: str) -> tuple[bool, float, str]:
-    """Numbers before words, 2 before 10."""
+    """Numbers before words, 2 before 10; what reads as NaN, which has no order, or as infinity is a word."""
     try:
-        return (False, float(label), label)
+        value = float(label)
     except ValueError:
-        return (True, 0.0, label)
+        value = math.nan
+    return (False, value, label) if math.isfinite(value) else (True, 0.0, label)
 
 
 def _series(path: str | Path, name: str, rows: Sequence[Row], labels: tuple[str, ...]) -> Series:

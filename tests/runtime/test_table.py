@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from odestream.runtime.contract.manifest import TaskSpec, TimeSpec
 from odestream.runtime.errors import InputError, TimeError
-from odestream.runtime.table import Row, read_bytes, read_rows, read_table
+from odestream.runtime.table import Row, _natural, read_bytes, read_rows, read_table
 from odestream.runtime.timestamps import TICKS_PER_STEP, step_spec
 
 SECONDS = TimeSpec()
@@ -205,6 +206,13 @@ def test_table_that_cannot_train_is_refused(tmp_path: Path, text: str, task: Tas
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         read_table(path, task)
+
+
+def test_labels_that_read_as_no_finite_number_are_words_and_order_the_classes_alike_in_every_process() -> None:
+    labels = ["nan", "2", "10", "NaN", "1", "inf", "-nan", "-inf", "off", "1.0"]
+    expected = ["1", "1.0", "2", "10", "-inf", "-nan", "NaN", "inf", "nan", "off"]
+    for order in itertools.islice(itertools.permutations(labels), 0, None, 9973):
+        assert sorted(order, key=_natural) == expected
 
 
 def test_unknown_label_is_refused(tmp_path: Path) -> None:
