@@ -79,7 +79,7 @@ FAULTS: list[tuple[str, type[OdestreamError], str, Callable[[Stream], object]]] 
     ("no time", InputError, "t is missing; give", lambda s: s.step([1, 2, 3])),
     ("float time", InputError, "t: received 20.0", lambda s: s.step([1, 2, 3], 20.0)),  # type: ignore[arg-type]
     ("bool time", InputError, "t: received True", lambda s: s.step([1, 2, 3], True)),
-    ("nan time", InputError, "t: received nan", lambda s: s.predict(float("nan"))),  # type: ignore[call-overload]
+    ("nan time", TimeError, "t: received nan", lambda s: s.predict(float("nan"))),  # type: ignore[call-overload]
     ("equal", TimeError, "t = 10 does not advance past the stream's last time 10", lambda s: s.step([1, 2, 3], 10)),
     ("backward", TimeError, "t = 9 does not advance", lambda s: s.step([1, 2, 3], 9)),
     ("64 bits", TimeError, "does not fit 64 bits", lambda s: s.step([1, 2, 3], 1 << 63)),
