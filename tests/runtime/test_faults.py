@@ -35,7 +35,7 @@ from odestream.runtime import (
     TimeError,
     load,
 )
-from odestream.runtime.contract.manifest import MANIFEST_NAME, VECTORS_NAME, WEIGHTS_NAME
+from odestream.runtime.contract.manifest import MANIFEST_NAME, VECTORS_NAME, WEIGHTS_NAME, TimeSpec
 from odestream.runtime.contract.tensorfile import decode_tensors, encode_tensors
 from odestream.runtime.recorder import Recorder
 from odestream.runtime.snapshot import MAGIC
@@ -168,6 +168,13 @@ def other_bucket(world: World) -> None:
         model.stream(buckets=(4,)).step([1, 2, 3], 0)
 
 
+def too_stiff(world: World) -> None:
+    """A field that moves faster than the clock ticks: no bucket crosses even one tick stably."""
+    tiny = Tiny(stiffness=110.0, time=TimeSpec(ticks_per_model_unit=10.0))
+    with load(write_tiny(world.folder / "stiff", tiny)) as model:
+        model.stream()
+
+
 def move_weight(model: onnx.ModelProto) -> None:
     entry = next(e for e in model.graph.initializer[0].external_data if e.key == "offset")
     entry.value = str(10**9)
@@ -254,7 +261,7 @@ FAULTS: list[tuple[int, str, type[OdestreamError], str, Fault]] = [
     (24, "in the graph", BundleError, "the manifest says", graph(move_weight)),
     (27, "NaN weights", CompatError, "does not reproduce", loading(weights_of_nan)),
     (34, "known answers", CompatError, "does not reproduce .* is off by", loading(other_vectors)),
-    (35, "no bucket fits", GapError, r"more than the \d+ that 16 call", step(t=1 << 62)),
+    (35, "no bucket fits", CompatError, r"the largest bucket, 4, .* 0\.73 of a tick", too_stiff),
     (36, "rank", InputError, r"received shape \[1, 3\], expected \[3\]", step(np.zeros((1, 3)))),
     (36, "shape", InputError, r"received shape \[2\], expected \[3\]", step([1, 2])),
     (37, "text", InputError, "received dtype <U1", step(["1", "2", "3"])),
@@ -274,6 +281,7 @@ FAULTS: list[tuple[int, str, type[OdestreamError], str, Fault]] = [
     (46, "no time", InputError, "t is missing", step(t=None)),
     (47, "out of order", TimeError, "^row 2: t = 25", lambda w: w.stream.steps([[1, 2, 3]] * 3, [20, 30, 25])),
     (48, "clock set back", TimeError, "send each time once and in order", step(t=10 - 3600 * 10**9)),
+    (49, "calls", GapError, r"more than the \d+ that 16 call", step(t=1 << 62)),
     (49, "gap", GapError, "start a new stream after such a gap", step(t=1 << 61)),
     (50, "64 bits", TimeError, "does not fit 64 bits", step(t=1 << 63)),
     (50, "below", TimeError, "does not fit 64 bits", step(t=-(1 << 63) - 1)),
