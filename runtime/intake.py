@@ -18,6 +18,9 @@ _BOOL = np.dtype(np.bool_)
 _SQUARES_FIT = 1e76
 """A sum of squares below it is of numbers that float32 can hold: one pass, where asking each of them takes several."""
 
+_FLOAT32_INTEGERS = 1 << 24
+"""float32 holds every integer up to it, of either sign."""
+
 Values = NDArray[Any]
 Seen = NDArray[np.bool_]
 
@@ -158,8 +161,14 @@ def matching(name: str, values: object, count: int) -> Sequence[Any]:
 
 
 def _narrow(array: Values) -> NDArray[np.float32]:
-    """float32 of the same values; InputError where a finite value becomes infinite."""
+    """float32 of the same values; InputError where a finite value becomes infinite, or an integer another one.
+
+    Real numbers are rounded: that is what a column of measurements is. An integer that changes is none, but a code.
+    """
     if array.dtype is _FLOAT64 and vdot(array, array) < _SQUARES_FIT:
+        return array.astype(np.float32)
+    if array.dtype.kind in "iu":
+        _refuse_inexact(array)
         return array.astype(np.float32)
     with np.errstate(over="ignore", under="ignore"):
         narrow = array.astype(np.float32)
@@ -168,6 +177,17 @@ def _narrow(array: Values) -> NDArray[np.float32]:
         if lost.any():
             raise InputError(f"x: received {array[lost].flat[0]}, beyond float32's ±3.4e38; give it in a larger unit")
     return narrow
+
+
+def _refuse_inexact(array: Values) -> None:
+    """InputError where an integer is none of float32's, which has all up to 2^24; told by Python's own, of any size."""
+    for value in array[(array > _FLOAT32_INTEGERS) | (array < -_FLOAT32_INTEGERS)].tolist():
+        rounded = int(np.float32(value))
+        if rounded != value:
+            raise InputError(
+                f"x: received {value}, which float32 would make {rounded}; subtract an offset, or give it as a float "
+                "to have it rounded"
+            )
 
 
 def _finite(array: Values) -> bool:

@@ -103,7 +103,8 @@ def read_table(path: str | Path, task: TaskSpec, time: TimeSpec | None = None, u
 
     time: the clock to count by; None chooses it from the time column, whose numbers are of `unit` (a table without
     one counts steps). task.labels: the known classes; where it is empty, they are those that appear. Raises what
-    `read_rows` raises, and InputError for a table without rows or labels, or with a class that is not known.
+    `read_rows` raises, InputError for a table without rows or labels, or with a class that is not known, and TimeError
+    for a stream whose ticks differ by more than 64 bits, as numpy would wrap them.
     """
     time = time or _choose_time(path, task, unit)
     grouped: dict[str, list[Row]] = {}
@@ -312,11 +313,12 @@ def _labels_of(path: str | Path, task: TaskSpec, grouped: Mapping[str, Sequence[
 
 
 def _natural(label: str) -> tuple[bool, float, str]:
-    """Numbers before words, 2 before 10."""
+    """Numbers before words, 2 before 10; what reads as NaN, which has no order, or as infinity is a word."""
     try:
-        return (False, float(label), label)
+        value = float(label)
     except ValueError:
-        return (True, 0.0, label)
+        value = math.nan
+    return (False, value, label) if math.isfinite(value) else (True, 0.0, label)
 
 
 def _series(path: str | Path, name: str, rows: Sequence[Row], labels: tuple[str, ...]) -> Series:
@@ -326,6 +328,12 @@ def _series(path: str | Path, name: str, rows: Sequence[Row], labels: tuple[str,
             raise InputError(
                 f"{path} line {row.line}: label {row.label!r} is none of {', '.join(labels)}; train again to learn it"
             )
+    span = rows[-1].ticks - rows[0].ticks
+    if span > MAX_TICKS:
+        raise TimeError(
+            f"{path} line {rows[-1].line}: the time lies {span} ticks after the stream's first, which do not fit into "
+            "64 bits; give a shorter stream, or its times in another unit"
+        )
     return Series(
         name,
         np.array([row.ticks for row in rows], np.int64),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from odestream.runtime.contract.manifest import TaskSpec, TimeSpec
 from odestream.runtime.errors import InputError, TimeError
-from odestream.runtime.table import Row, read_bytes, read_rows, read_table
+from odestream.runtime.table import Row, _natural, read_bytes, read_rows, read_table
 from odestream.runtime.timestamps import TICKS_PER_STEP, step_spec
 
 SECONDS = TimeSpec()
@@ -201,6 +202,13 @@ def test_table_chooses_its_clock_from_the_whole_column(tmp_path: Path) -> None:
     assert table.series[0].ticks[0] < -(280 * 365 * 86_400 * 10**6) + 1
 
 
+def test_table_whose_times_lie_further_apart_than_64_bits_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("t,a,b\n-5e12,1,2\n0,1,2\n5e12,1,2\n")
+    with pytest.raises(TimeError, match="line 4: the time lies 10{19} ticks after .* 64 bits; give a shorter"):
+        read_table(path, FORECAST, unit="step")
+
+
 @pytest.mark.parametrize(
     ("text", "task", "message"),
     [
@@ -216,6 +224,13 @@ def test_table_that_cannot_train_is_refused(tmp_path: Path, text: str, task: Tas
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         read_table(path, task)
+
+
+def test_labels_that_read_as_no_finite_number_are_words_and_order_the_classes_alike_in_every_process() -> None:
+    labels = ["nan", "2", "10", "NaN", "1", "inf", "-nan", "-inf", "off", "1.0"]
+    expected = ["1", "1.0", "2", "10", "-inf", "-nan", "NaN", "inf", "nan", "off"]
+    for order in itertools.islice(itertools.permutations(labels), 0, None, 9973):
+        assert sorted(order, key=_natural) == expected
 
 
 def test_unknown_label_is_refused(tmp_path: Path) -> None:
