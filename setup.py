@@ -18,19 +18,24 @@ ROOT = Path(__file__).parent
 
 
 def compile_library(target: Path) -> bool:
-    """Build the library into the folder `target`; False, and a sentence, where it cannot be built."""
+    """Build library and guards into the folder `target`; a sentence for what cannot be, False without the library."""
     for name in ("odestream", "odestream.runtime"):  # without their __init__, which needs what is not installed yet
         module = ModuleType(name)
         module.__path__ = [str(ROOT / Path(*name.split(".")[1:]))]
         sys.modules[name] = module
     from odestream.runtime.errors import CompatError
     from odestream.runtime.kernels.build import build
+    from odestream.runtime.kernels.build_guards import build_guards
 
     try:
         build(target)
     except CompatError as error:
         print(f"the wheel will hold no CPU library: {error}", file=sys.stderr)
         return False
+    try:
+        build_guards(target)
+    except CompatError as error:
+        print(f"the wheel will hold no compiled guards: {error}", file=sys.stderr)
     return True
 
 
@@ -55,7 +60,7 @@ class PlatformWheel(bdist_wheel):
         super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
-        """No module is compiled against Python."""
+        """The one compiled module is for every CPython from 3.11 on, and any other Python does without it."""
         return ("py3", "none", super().get_tag()[2])
 
 

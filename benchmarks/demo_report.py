@@ -79,7 +79,8 @@ def _latency(bench: dict[str, Any]) -> Table:
         pace = row["mode"] if row["rate_hz"] is None else f"{row['rate_hz']:g} a second"
         missed = "" if row["deadline_misses"] is None else f"{row['deadline_misses']}"
         name = row["name"] if row["steps"] is None else f"{row['name']}, {row['steps']} step{'s' * (row['steps'] != 1)}"
-        table.add_row(name, str(row["batch"]), pace, *(f"{row[key]:.0f}" for key in percentiles), missed)
+        times = ["" if row[key] is None else f"{row[key]:.0f}" for key in percentiles]
+        table.add_row(name, str(row["batch"]), pace, *times, missed)
     return table
 
 

@@ -5,8 +5,8 @@ same weights and inputs everywhere. A subject is timed only after it has given t
 one that does not is reported instead. All are timed in one run of interleaved rounds, and compared by medians.
 
 Beside it: the distance to reading every weight at this core's bandwidth, batch 64 against batch 1 and against its
-rate of multiplying matrices, a stream a million steps old beside a fresh one, what the guards cost, and the GRU that a
-user would otherwise ship.
+rate of multiplying matrices, a stream a million steps old beside a fresh one, and the GRU that a user would otherwise
+ship.
 
     pip install 'odestream[bench]'; python -m odestream.runtime.kernels.build
     python benchmarks/latency.py --prepare    exports, compiles, trains the GRU into runs/latency: 10 minutes, once
@@ -33,7 +33,6 @@ import torch
 import latency_peers
 from latency_flat import flatness
 from latency_gru import Sweep, gru_on_co2
-from latency_guards import guards
 from latency_limits import product_rate, reader
 from latency_measure import Parity, Timed, check, time_all
 from latency_model import (
@@ -72,8 +71,7 @@ READ, PASSES = "reader", 50
 @dataclass(frozen=True)
 class Plan:
     """How much is measured. seconds, rounds: of each subject. calls: of the long stream. turns: of blocks that
-    compare it, and the guards. compilers: whether those that take long to build take part. gru: whether it is trained
-    and timed."""
+    compare it. compilers: whether those that take long to build take part. gru: whether it is trained and timed."""
 
     steps: tuple[int, ...] = (1, 4, 16)
     rows: int = 32
@@ -140,7 +138,6 @@ def measure(plan: Plan, folder: Path, timing: bool = True) -> dict[str, Any]:
             "versions": latency_peers.versions(),
             "limits": _limits(bench, plan, time, rate),
             "flat": None if native is None else flatness(native, bench.inputs, plan.calls, plan.turns),
-            "guards": guards(bench.models, bench.inputs, plan.turns),
             "gru": gru,
             "ratios": _ratios(time, plan),
         }

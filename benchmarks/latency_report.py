@@ -14,7 +14,6 @@ from walk_forward import HORIZON_WEEKS
 
 FLAT_SHARE = 0.01  # of the time of a fresh stream's step
 FLAT_BYTES = 65536
-GUARDS_US = 2.0
 Result = Mapping[str, Any]
 
 
@@ -48,15 +47,6 @@ def criteria(result: Result) -> list[dict[str, Any]]:
             _at_most("step of an aged stream / of a fresh one, farthest from 1", FLAT_SHARE, off),
             _at_most("growth of resident memory in the last nine tenths, bytes", FLAT_BYTES, flat["grown_bytes"]),
         ]
-    rows += [
-        _at_most(f"guards at batch 1, {backend}, µs a step", GUARDS_US, row["cost_us"][2])
-        for backend, row in result["guards"].items()
-    ]
-    rows += [
-        _at_most(f"guards alone, {backend}, µs", GUARDS_US, row["alone_us"][2])
-        for backend, row in result["guards"].items()
-        if "alone_us" in row
-    ]
     return [row for row in rows if row["measured"] is not None]
 
 
@@ -72,7 +62,6 @@ def report(result: Result) -> str:
         _criteria_table(result),
         _limits_text(result),
         _flat_text(result),
-        _guards_text(result),
         *_gru(result),
         circumstances_text() + " Peers: " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()) + ".",
         "![Time of one step by subject](figures/latency.png)",
@@ -177,28 +166,6 @@ def _flat_text(result: Result) -> str:
 def _at_age(row: Result) -> list[str]:
     ratio = [_interval(row["to_fresh"], 4)] if "to_fresh" in row else []
     return [f"{row['p50_us']:.1f} µs", *ratio, f"{row['resident_bytes'] / 2**20:.1f} MiB"]
-
-
-def _guards_text(result: Result) -> str:
-    """What the guards cost on each backend."""
-    rows = [
-        [
-            backend,
-            f"{row['bare_us']:.2f}",
-            f"{row['guarded_us']:.2f}",
-            _interval(row["cost_us"], 2),
-            _interval(row["alone_us"], 2) if "alone_us" in row else "",
-        ]
-        for backend, row in result["guards"].items()
-    ]
-    return (
-        "**Guards**: a call at batch 1 and one solver step without and with the checks of x, its time, outputs and new "
-        "state, in turn; the cost with its 95 % interval, whose upper end is held to the bound. Those of native cannot "
-        "be told from the clock, phases and buckets that the library keeps around a step: all are in the figure. The "
-        "ones of ONNX Runtime are Python: alone, one right after the other, they take what the last column says; "
-        "between two calls they find the caches full of the engine's own code and weights.\n\n"
-        + markdown_table(["", "bare, µs", "guarded, µs", "cost, µs", "alone, µs"], rows)
-    )
 
 
 def _interval(ends: Sequence[float], digits: int) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from odestream.export.half import PRECISION
 from odestream.export.markdown import plain, table, text
 from odestream.export.solver_card import GATE, error_section, solver_section
-from odestream.export.verify import SHORTER_CHAINS
 from odestream.runtime.contract.manifest import Manifest, ParityRow
+from odestream.runtime.replay import cut_short
 
 TRAINING_FACTS = ("deployed_solver_steps", "best_validation_score", "parameters", "seconds", "steps")
 ELSEWHERE = ("task", "seed", "data_sha256", GATE, PRECISION)  # they stand in other sections
@@ -148,13 +148,8 @@ def _parity(rows: Sequence[ParityRow]) -> str:
     limits = sorted({(r.tensor == "err", r.tolerance) for r in rows})
     allowed = " and ".join(f"{limit:.0e} for {'err' if is_err else 'values'}" for is_err, limit in limits)
     head = ("check", "bucket", "steps", "largest difference", "of", "of err")
-    cut = {steps for check, _, steps in groups if check.startswith("chained")}
-    amplified = (
-        f"\n\nThis model amplifies rounding: over longer chains torch's own float32 departs from float64 as far as the "
-        f"graphs do, so chains are compared over {min(cut)} steps at a time."
-        if len(cut) > 1 or cut & set(SHORTER_CHAINS)
-        else ""
-    )
+    shorter = cut_short(rows)
+    amplified = f"\n\n{shorter[0].upper()}{shorter[1:]}." if shorter else ""
     return (
         "Largest difference from the eager torch step over irregular gaps, holes, queries and resets, relative to the "
         f"tensor's largest value (err: in units of the tolerance). Allowed: {allowed}.\n\n{table(head, lines)}"

@@ -14,6 +14,7 @@ import typer
 from odestream.runtime.atomic import refuse_existing
 from odestream.runtime.contract.rule import check_buckets
 from odestream.runtime.errors import CheckpointError, CompatError, ExportError, InputError
+from odestream.runtime.replay import cut_short
 from odestream.runtime.verbs.console import progress_bar
 
 if TYPE_CHECKING:
@@ -84,9 +85,14 @@ def export(
 
 
 def closing_words(manifest: Manifest) -> list[str]:
-    """The graphs, how near they are to torch, and what is promised of their solver; last what to do about its flags."""
+    """The graphs, how near they are to torch and why over shorter chains, what is promised of their solver.
+
+    Last what to do about its flags.
+    """
     values = max(row.error for row in manifest.parity if row.tensor != "err")
     said = [", ".join(manifest.graphs.values()), f"largest difference from torch {values:.1e} of a tensor's scale"]
+    if shorter := cut_short(manifest.parity):
+        said.append(shorter)
     solver = manifest.solver
     if solver is None or solver.calibration is None:
         return said

@@ -160,13 +160,21 @@ def centre_and_scale(data: Dataset) -> tuple[tuple[float, ...], tuple[float, ...
 
 def phases(ticks: Rows, time: TimeSpec) -> Floats:
     """sin and cos of absolute time [..., 2K], computed in float64 as the host does; all sines first."""
-    angles = ((ticks - time.origin) / time.ticks_per_model_unit)[..., None] * np.asarray(time.frequencies, np.float64)
+    angles = (_since(ticks, time.origin) / time.ticks_per_model_unit)[..., None] * np.asarray(time.frequencies)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
 
 
 def file_hash(path: str | Path) -> str:
     """sha256 of a file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _since(ticks: Rows, origin: int) -> NDArray[np.float64]:
+    """ticks − origin, rounded once; the difference of two int64 needs 65 bits, but its size fits 64 without a sign."""
+    later = ticks >= origin
+    high, low = np.where(later, ticks, origin), np.where(later, origin, ticks)
+    size = (high.astype(np.uint64) - low.astype(np.uint64)).astype(np.float64)
+    return np.where(later, size, -size)
 
 
 def _first_cells(path: str | Path) -> tuple[list[str], list[str]]:

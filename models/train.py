@@ -293,11 +293,11 @@ def _folder(out: Path, world: World) -> Iterator[None]:
 
 
 def _keep(job: Job, trainer: Trainer, identity: dict[str, Any]) -> None:
-    """Store the unfinished training; what an older run left is removed with the first one."""
+    """Store the unfinished training; what an older run left is removed once the first one is stored."""
+    save_training(job.out, trainer, identity)
     if trainer.world.leads:
         for name in (CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, CURVE_FILE, HELD_OUT_FILE):
             (job.out / name).unlink(missing_ok=True)
-    save_training(job.out, trainer, identity)
 
 
 def _finish(job: Job, plan: Plan, trainer: Trainer) -> RunInfo:

@@ -9,11 +9,10 @@ equal results, bit for bit, between two buffers and between two processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, prod
+from math import prod
 from typing import Any
 
 import numpy as np
-from numpy import vdot
 from numpy.typing import DTypeLike, NDArray
 
 from odestream.runtime.contract.spec import StateSpec, TensorSpec
@@ -23,7 +22,6 @@ Arena = NDArray[np.float32]
 
 _ALIGNMENT = 64
 _ALIGNED = _ALIGNMENT // 4  # in float32
-BLAS_STAYS_SINGLE_THREADED = 8192
 
 
 class Layout:
@@ -100,14 +98,3 @@ def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
 def round_up(elements: int) -> int:
     """The least number of float32 from `elements` on after which another arena may begin."""
     return -(-elements // _ALIGNED) * _ALIGNED
-
-
-def all_finite(flat: Arena) -> bool:
-    """Whether no element is NaN or infinite.
-
-    A finite x·x proves it in one pass of BLAS, without a temporary or a warning (half the cost of `isfinite`); an
-    overflowing one proves nothing. Above the limit BLAS may wake threads, which costs more than it saves.
-    """
-    if flat.size <= BLAS_STAYS_SINGLE_THREADED and isfinite(vdot(flat, flat)):
-        return True
-    return bool(np.isfinite(flat).all())

@@ -35,6 +35,7 @@ from odestream.runtime.errors import BundleError, IntegrityError, PathError
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _LINK_OR_DEVICE = (errno.ELOOP, errno.ENXIO)
 _AGAIN = "export or copy the bundle again"
+_RUN_FILES = {"config.json", "model.safetensors"}  # of a training run, which is easily taken for its bundle
 _MAX_NAME_BYTES = 255
 
 
@@ -86,7 +87,12 @@ def read_bundle(path: str | os.PathLike[str], engines: Path | None = None) -> Bu
 
 
 def _read_manifest(where: Path, directory: int) -> Manifest:
-    if MANIFEST_NAME not in os.listdir(directory):
+    present = set(os.listdir(directory))
+    if MANIFEST_NAME not in present and present >= _RUN_FILES:
+        raise BundleError(
+            f"{where}: a training run, not a bundle; export it first: odestream export {where} --out BUNDLE"
+        )
+    if MANIFEST_NAME not in present:
         raise BundleError(f"{where}: no {MANIFEST_NAME}; name a directory that odestream export made")
     descriptor, size = _open(where, directory, MANIFEST_NAME)
     data = _read(descriptor, min(size, MAX_MANIFEST_BYTES + 1))

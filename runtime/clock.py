@@ -6,6 +6,8 @@ float32 of absolute seconds loses most 100 Hz gaps within a week. Phases are com
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,7 +43,7 @@ class Clock:
         return row
 
     def tick(self, value: object) -> int:
-        """`value` as a tick; InputError unless it is an integer, TimeError unless it fits 64 bits."""
+        """`value` as a tick; InputError unless it is an integer, TimeError if it is not finite or fits no 64 bits."""
         if type(value) is not int:
             value = self._integer(value)
         if not -_INT64 <= value < _INT64:
@@ -62,6 +64,6 @@ class Clock:
             return int(value)
         if isinstance(value, int) and not isinstance(value, bool):
             return int(value)
-        raise InputError(
-            f"t: received {value!r} ({type(value).__name__}), expected an integer; give it in {self.describe()}"
-        )
+        endless = isinstance(value, float | np.floating) and not math.isfinite(value)
+        kind = TimeError if endless else InputError
+        raise kind(f"t: received {value!r} ({type(value).__name__}), expected an integer; give it in {self.describe()}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from odestream.runtime.arena import Arena, Layout
@@ -16,7 +17,7 @@ from odestream.runtime.backends import Binding
 from odestream.runtime.clock import Clock
 from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.contract.rule import Accepted
-from odestream.runtime.errors import InputError, TimeError
+from odestream.runtime.errors import InputError, StateError, TimeError
 from odestream.runtime.gaps import bucket_rule
 from odestream.runtime.intake import Intake
 from odestream.runtime.records import Counters, Output, StreamState
@@ -36,6 +37,7 @@ class EngineCore:
         self._intake = Intake(manifest, binding.inputs)
         self._untimed = self._intake.takes_tokens or "dt" not in binding.inputs
         self._reader = _OutputReader(manifest)
+        self._size = Layout(manifest.spec.state, 1).size
         self._last: int | None = None
         self._previous: Accepted | None = None
         self._counters = Counters(buckets=dict.fromkeys(manifest.graphs, 0), rejected=dict.fromkeys(manifest.graphs, 0))
@@ -82,14 +84,17 @@ class EngineCore:
 
     def load(self, state: StreamState) -> None:
         """Become what was saved."""
-        self._last = state.tick
+        arena, last = checked(state, self._size, self._clock)
+        self.binding.set_state(arena)
+        self._last = last
         self._previous = state.previous
         self._counters = state.counters.copy()
-        self._rewind(state.arena)
+        if last is not None:
+            self.solver.set_phase(last)
 
     def arrive(self, x: ArrayLike, t: object, mask: ArrayLike | None) -> Crossing:
         """Check an observation and write it into the inputs; the gap over which the flow runs."""
-        now = next_tick(self._clock, self._last, self._untimed) if t is None else self._clock.tick(t)
+        now = self._clock.tick(next_tick(self._clock, self._last, self._untimed) if t is None else t)
         last = self._last
         if last is None:
             last = now
@@ -137,11 +142,22 @@ class EngineCore:
 def next_tick(clock: Clock, last: int | None, untimed: bool) -> int:
     """The time of an observation given without one: one model unit after the last.
 
-    untimed: whether observations may be given so; InputError where they may not.
+    untimed: whether observations may be given so; InputError where they may not. It may lie beyond 64 bits.
     """
     if not untimed:
         raise InputError(f"t is missing; give the observation's time as an integer, in {clock.describe()}")
     return clock.time.origin if last is None else last + max(1, round(clock.time.ticks_per_model_unit))
+
+
+def checked(state: StreamState, size: int, clock: Clock) -> tuple[Arena, int | None]:
+    """What a stream of `size` values may take over: the state's arena and tick.
+
+    StateError for another number of values, TimeError for a tick beyond 64 bits.
+    """
+    arena = np.ascontiguousarray(state.arena, np.float32).reshape(-1)
+    if arena.size != size:
+        raise StateError(f"a state has {arena.size} values, expected {size}; load one of this model")
+    return arena, None if state.tick is None else clock.tick(state.tick)
 
 
 def does_not_advance(clock: Clock, now: int, last: int) -> TimeError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from odestream.runtime.batch import LARGEST, Batcher
-from odestream.runtime.errors import GapError, InputError, LogError, OdestreamError, SnapshotError
+from odestream.runtime.errors import GapError, InputError, LogError, OdestreamError
 from odestream.runtime.generations import read_generation
 from odestream.runtime.history import Block
 from odestream.runtime.member import Member, Observation
@@ -55,9 +55,9 @@ class Fleet:
     """Named streams of one model; not for two threads at once.
 
     policies: what to do with inputs that a stream refuses. buckets: see `Model.stream`. largest: see `Batcher`. shelf:
-    where idle streams are put, in memory unless given. recorder: a log of every call. telemetry: counts what is done.
-    ended: name → counters of the streams of that name whose place a new one took (`on_gap`), summed up: never more of
-    them than streams.
+    where idle streams are put, in memory unless given; SessionBusy where another fleet has it. recorder: a log of every
+    call. telemetry: counts what is done. ended: name → counters of the streams of that name whose place a new one took
+    (`on_gap`), summed up: never more of them than streams.
     """
 
     def __init__(
@@ -79,10 +79,15 @@ class Fleet:
         self.ended: dict[str, Counters] = {}
         self._batcher = Batcher(model, largest)
         self._members: dict[str, Member] = {}
-        self._shelf = shelf or Shelf()
         self._begin().stream.close()  # buckets that the bundle lacks are refused before any work is done
+        self._shelf = shelf or Shelf()
+        self._shelf.claim()
         self._recorder = recorder
-        self._begin_log()
+        try:
+            self._begin_log()
+        except BaseException:
+            self._shelf.close()
+            raise
 
     def step(self, rows: Sequence[Observation]) -> list[Answer]:
         """One observation for each of several streams; each row's answer is its stream's, or its error.
@@ -130,14 +135,12 @@ class Fleet:
         return self._shelved(name) if name in self._shelf else None
 
     def states(self) -> dict[str, StreamState]:
-        """Name → a copy of what the stream is, of those put away too.
+        """Name → a copy of what the stream is, of those put away too; SnapshotDamaged where one can no longer be read.
 
-        One that was put away and can no longer be read is left out and logged, for the sake of the others; it stays
-        where it was put.
+        Left out, it would begin as a new stream where a snapshot of the others is restored.
         """
         states = {name: member.save() for name, member in self._members.items()}
-        found = ((name, self._readable(name)) for name in self._shelf.names)
-        return states | {name: state for name, state in found if state is not None}
+        return states | {name: self._shelved(name) for name in self._shelf.names}
 
     def pasts(self) -> dict[str, Sequence[Block]]:
         """Name → what late rows may come before, thinned as a log keeps it, of the streams that take any."""
@@ -150,7 +153,7 @@ class Fleet:
             self._members[name].recall(past)
 
     def snapshot(self) -> bytes:
-        """All streams; SnapshotError where there are none."""
+        """All streams; SnapshotError where there are none, or where one that was put away can no longer be read."""
         return encode_snapshot(self.model.manifest, self.states())
 
     def restore(self, snapshot: bytes | Path, where: str = "snapshot") -> str:
@@ -170,14 +173,14 @@ class Fleet:
         self._begin_log_again()
         return origin
 
-    def forget(self) -> None:
-        """End all streams, also those put away."""
-        for member in self._members.values():
-            member.stream.close()
-        for name in self._shelf.names:
+    def forget(self, names: Iterable[str] | None = None) -> None:
+        """End streams, all unless named, also those put away."""
+        for name in self.names if names is None else names:
+            member = self._members.pop(name, None)
+            if member is not None:
+                member.stream.close()
             self._shelf.discard(name)
-        self._members = {}
-        self.ended = {}
+            self.ended.pop(name, None)
         self._begin_log_again()
 
     def rename(self, name: str, to: str) -> None:
@@ -218,9 +221,10 @@ class Fleet:
         return idle
 
     def close(self) -> None:
-        """End all streams, and the log."""
+        """End all streams, and the log; the shelf is another fleet's to take."""
         for member in self._members.values():
             member.stream.close()
+        self._shelf.close()
         if self._recorder is not None:
             self._recorder.close()
 
@@ -302,13 +306,6 @@ class Fleet:
 
     def _begin(self, state: StreamState | None = None, origin: str = "new") -> Member:
         return Member(self.model, self.policies, self.buckets, state, origin)
-
-    def _readable(self, name: str) -> StreamState | None:
-        try:
-            return self._shelved(name)
-        except SnapshotError as error:
-            _LOG.warning("stream %r, put away, is left out: %s", name, error)
-            return None
 
     def _shelved(self, name: str) -> StreamState:
         return decode_snapshot(self._shelf.get(name), self.model.manifest, f"stream {name!r}, put away")[name]

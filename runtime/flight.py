@@ -17,7 +17,7 @@ from odestream.runtime.model import Model
 from odestream.runtime.policies import RESET
 from odestream.runtime.recorder import Recorder, observed, read_segments
 from odestream.runtime.records import Output, StreamState
-from odestream.runtime.snapshot import decode_snapshot
+from odestream.runtime.snapshot import REBUILD, decode_snapshot
 from odestream.runtime.telemetry import Telemetry
 
 
@@ -141,7 +141,8 @@ def check_model(model: Model, segment: Segment) -> None:
     if segment.head.identity != model.manifest.identity:
         raise LogError(
             f"{segment.path}: recorded with model {segment.head.identity[:12]} ({segment.head.name}), this bundle is "
-            f"{model.manifest.identity[:12]}; give the one that it was recorded with"
+            f"{model.manifest.identity[:12]} ({model.manifest.name}), another model; give the one that it was recorded "
+            f"with, or build this one's streams from its rows: {REBUILD.format(log=segment.path.parent)}"
         )
     if segment.head.time != model.manifest.time:
         raise LogError(

@@ -15,7 +15,7 @@ from odestream.runtime.contract.checks import NO_SOLVER
 from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.contract.rule import BucketRule
 from odestream.runtime.contract.tableau import longest_gap, tableau
-from odestream.runtime.errors import GapError, InputError
+from odestream.runtime.errors import CompatError, GapError, InputError
 
 MAX_PERIODS = 1000
 """Periods of the fastest frequency that one call may cross: float32 then errs by 8.5e-4 rad."""
@@ -28,14 +28,19 @@ _ROUNDING = 1 + 1e-12
 
 
 class GapRule:
-    """The rule of one graph of a bundle, for bucket `label`.
+    """The rule of one graph of a bundle, for bucket `label`, the largest that a stream has.
 
     limit: most ticks that one call crosses. max_calls: most calls for one gap, 1 where the model takes no mask
-    (it then cannot let time pass without an observation).
+    (it then cannot let time pass without an observation). Raises CompatError where not even one tick can be crossed.
     """
 
     def __init__(self, manifest: Manifest, clock: Clock, label: str) -> None:
         self.limit = _limit(manifest, label)
+        if self.limit < 1:
+            raise CompatError(
+                f"no bucket fits {manifest.name}: the largest bucket, {label}, crosses {_longest(manifest, label):.2g} "
+                f"of a tick in a call ({clock.describe()}); export it with more solver steps, or count finer ticks"
+            )
         solver = manifest.solver
         self.splits = manifest.spec.input("mask") is not None
         self.max_calls = (solver.max_calls if solver else _DEFAULT_MAX_CALLS) if self.splits else 1
@@ -47,7 +52,7 @@ class GapRule:
         Raises GapError where the gap needs more than `max_calls` calls.
         """
         gap = now - last
-        if self.limit < 1 or gap > self.limit * self.max_calls:
+        if gap > self.limit * self.max_calls:
             raise GapError(self._refusal(last, now))
         calls = -(-gap // self.limit)
         return [last + gap * (index + 1) // calls for index in range(calls)]
@@ -101,14 +106,19 @@ def _whole_numbers(buckets: Sequence[int]) -> tuple[int, ...]:
 
 def _limit(manifest: Manifest, label: str) -> int:
     """Most ticks in one call, rounded down so that no piece of a cut gap exceeds a bound."""
+    ticks = _longest(manifest, label) * _ROUNDING
+    return math.floor(ticks) if ticks < _NO_LIMIT else _NO_LIMIT
+
+
+def _longest(manifest: Manifest, label: str) -> float:
+    """The longest gap of one call in ticks."""
     longest = _LARGEST_FLOAT32
     solver, time = manifest.solver, manifest.time
     if manifest.spec.input("dt") is None:
-        return _NO_LIMIT
+        return math.inf
     if solver is not None:
         longest = min(longest, longest_gap(int(label), solver.stiffness, solver.method))
     fastest = max(time.frequencies, default=0.0) if manifest.spec.input("phase") is not None else 0.0
     if fastest > 0:
         longest = min(longest, MAX_PERIODS * 2 * math.pi / fastest)
-    ticks = longest * time.ticks_per_model_unit * _ROUNDING
-    return math.floor(ticks) if ticks < _NO_LIMIT else _NO_LIMIT
+    return longest * time.ticks_per_model_unit

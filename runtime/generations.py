@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from odestream.runtime.atomic import write_bytes
-from odestream.runtime.errors import SnapshotDamaged
+from odestream.runtime.atomic import remove_leftovers, replace_bytes
+from odestream.runtime.errors import SnapshotDamaged, SnapshotError
 from odestream.runtime.snapshot import check_bytes, read_snapshot
 
 
@@ -30,17 +30,15 @@ def previous_path(path: Path) -> Path:
 
 def write_generation(path: Path, data: bytes) -> None:
     """Write the newest generation; what `path` held becomes the one before, unless it is damaged."""
-    try:
-        current = _whole(path)
-    except SnapshotDamaged:
-        current = data
-    if current != data:
-        write_bytes(previous_path(path), current)
-    write_bytes(path, data)
+    remove_leftovers(path.parent, (path.name, previous_path(path).name).__contains__)
+    current = _kept(path)
+    if current is not None and current != data:
+        replace_bytes(previous_path(path), current)
+    replace_bytes(path, data)
 
 
 def read_generation(path: Path) -> Generation:
-    """The newest generation, or the one before where the newest is missing or damaged; SnapshotDamaged if both are.
+    """The newest generation, or the one before where the newest is missing or damaged; SnapshotError if that is, too.
 
     A newest one that is whole is taken, whether or not it fits the model: going back would hide a mistake.
     """
@@ -52,14 +50,24 @@ def read_generation(path: Path) -> Generation:
             raise
         try:
             return Generation(older, _whole(older), f"{older}, the generation before, because {_reason(newest)}")
-        except SnapshotDamaged as cause:
-            raise SnapshotDamaged(f"{_reason(newest)}, and {cause}") from cause
+        except SnapshotError as cause:
+            raise type(cause)(f"{_reason(newest)}, and {cause}") from cause
 
 
 def _whole(path: Path) -> bytes:
     data = read_snapshot(path)
     check_bytes(data, str(path))
     return data
+
+
+def _kept(path: Path) -> bytes | None:
+    """What may become the one before: a file that is whole, of whatever version."""
+    try:
+        return _whole(path)
+    except SnapshotDamaged:
+        return None
+    except SnapshotError:  # of another version
+        return read_snapshot(path)
 
 
 def _reason(error: SnapshotDamaged) -> str:

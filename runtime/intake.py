@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.errors import InputError
+from odestream.runtime.guards import finite, held, take
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _BOOL = np.dtype(np.bool_)
 _SQUARES_FIT = 1e76
 """A sum of squares below it is of numbers that float32 can hold: one pass, where asking each of them takes several."""
 
-_FEW = 16  # values that Python adds up in half the time that `vdot` takes for any; at some 50 they are even
+_FLOAT32_INTEGERS = 1 << 24
+"""float32 holds every integer up to it, of either sign."""
 
 Values = NDArray[Any]
 Seen = NDArray[np.bool_]
@@ -35,12 +36,12 @@ class Intake:
         self.shape = x.shape[1:]
         self.takes_mask = mask is not None
         self.takes_tokens = x.dtype == np.int64
-        self._x: Values = x[0] if self.shape else x
+        self._x: Values = x.reshape(self.shape)
         self._flat: Values = x.reshape(-1)
-        self._few = self._flat.size <= _FEW
+        self._row = held(self._x)
         self._mask: Values | None = None if mask is None else mask[0]
         self._ones = b"" if self._mask is None else np.ones_like(self._mask).tobytes()
-        self._mask_is_ones = False
+        self._mask_is_ones = mask is None
         self._columns = manifest.task.inputs
         y = manifest.spec.output("y")
         self._tokens = y.size if manifest.task.kind == "tokens" and y is not None else 1 << 63
@@ -51,21 +52,12 @@ class Intake:
         Raises InputError for a wrong shape or dtype, values that are not finite, and a mask not of zeros and ones.
         """
         seen = None if mask is None or self._all_seen(mask) else self._seen(mask)
-        if type(x) is np.ndarray and x.dtype is _FLOAT32 and x.shape == self.shape and not self.takes_tokens:
-            values: Values = x
-        else:
-            values = self._convert(x, seen)
-        if seen is None:
-            self._x[...] = values
+        found = take(x, self._row) if seen is None else None
+        if found is None:
+            found = self._put(self._convert(x, seen), seen)
+        if seen is None and not self._mask_is_ones:
             self._see_all()
-        else:
-            self._x.fill(0)
-            np.putmask(self._x, seen, values)
-        if self.takes_tokens:
-            return
-        # Of a few values the sum, in Python's double precision, which cannot overflow; else a sum of squares.
-        flat = self._flat
-        if not isfinite(sum(flat.tolist()) if self._few else vdot(flat, flat)):
+        if not found:
             self._refuse_not_finite()
 
     def nothing(self) -> None:
@@ -83,7 +75,7 @@ class Intake:
         return mask.shape == self._mask.shape and mask.tobytes() == self._ones
 
     def _see_all(self) -> None:
-        if self._mask is not None and not self._mask_is_ones:
+        if self._mask is not None:
             self._mask.fill(1)
             self._mask_is_ones = True
 
@@ -107,6 +99,15 @@ class Intake:
         if array is not seen and not _equal(target, array):
             raise InputError("mask: received a value other than 0 and 1; give 1 for observed and 0 for missing")
         return seen
+
+    def _put(self, values: Values, seen: Seen | None) -> bool:
+        """Write what was converted into the row; whether it is finite."""
+        if seen is None:
+            self._x[...] = values
+        else:
+            self._x.fill(0)
+            np.putmask(self._x, seen, values)
+        return self.takes_tokens or finite(self._flat)
 
     def _convert(self, x: ArrayLike, seen: Seen | None) -> Values:
         """`x` as an array that the graph's dtype can hold; zero where it was not seen."""
@@ -132,11 +133,8 @@ class Intake:
         return array.astype(np.int64)
 
     def _refuse_not_finite(self) -> None:
-        """Name the first channel that is not finite; the caller's test also trips over squares that overflow."""
-        places = np.flatnonzero(~np.isfinite(self._flat))
-        if not places.size:
-            return
-        index = int(places[0])
+        """Name the first channel that is not finite."""
+        index = int(np.flatnonzero(~np.isfinite(self._flat))[0])
         name = f" ({self._columns[index]})" if index < len(self._columns) else ""
         remedy = "mark it missing with mask 0" if self.takes_mask else "fill it in first, this model takes no mask"
         raise InputError(f"x: received {self._flat[index]} in channel {index}{name}, expected a finite value; {remedy}")
@@ -163,8 +161,14 @@ def matching(name: str, values: object, count: int) -> Sequence[Any]:
 
 
 def _narrow(array: Values) -> NDArray[np.float32]:
-    """float32 of the same values; InputError where a finite value becomes infinite."""
+    """float32 of the same values; InputError where a finite value becomes infinite, or an integer another one.
+
+    Real numbers are rounded: that is what a column of measurements is. An integer that changes is none, but a code.
+    """
     if array.dtype is _FLOAT64 and vdot(array, array) < _SQUARES_FIT:
+        return array.astype(np.float32)
+    if array.dtype.kind in "iu":
+        _refuse_inexact(array)
         return array.astype(np.float32)
     with np.errstate(over="ignore", under="ignore"):
         narrow = array.astype(np.float32)
@@ -173,6 +177,17 @@ def _narrow(array: Values) -> NDArray[np.float32]:
         if lost.any():
             raise InputError(f"x: received {array[lost].flat[0]}, beyond float32's ±3.4e38; give it in a larger unit")
     return narrow
+
+
+def _refuse_inexact(array: Values) -> None:
+    """InputError where an integer is none of float32's, which has all up to 2^24; told by Python's own, of any size."""
+    for value in array[(array > _FLOAT32_INTEGERS) | (array < -_FLOAT32_INTEGERS)].tolist():
+        rounded = int(np.float32(value))
+        if rounded != value:
+            raise InputError(
+                f"x: received {value}, which float32 would make {rounded}; subtract an offset, or give it as a float "
+                "to have it rounded"
+            )
 
 
 def _finite(array: Values) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,14 +45,17 @@ class Policies:
 
 
 class Filler:
-    """Applies `on_missing` to one stream's observations. held: what `hold` would fill in."""
+    """Applies `on_missing` to one stream's observations. held: what `hold` would fill in.
+
+    A token is never missing: its integer is neither NaN nor infinite.
+    """
 
     def __init__(self, manifest: Manifest, policy: str, held: Held = ()) -> None:
         x = manifest.spec.input("x")
+        fills = x is not None and x.dtype == "float32"
         self._shape = () if x is None else x.shape
-        self._policy = policy
-        nothing = (None,) * (0 if x is None else x.size)
-        self.held: Held = (held or nothing) if policy == HOLD else ()
+        self._policy = policy if fills else ERROR
+        self.held: Held = (held or (None,) * math.prod(self._shape)) if self._policy == HOLD else ()
 
     def fill(self, x: ArrayLike, mask: ArrayLike | None) -> tuple[ArrayLike, ArrayLike | None]:
         """The observation as the stream is to see it; what only a stream can judge is left to it."""
@@ -63,15 +67,16 @@ class Filler:
         missing = seen & ~np.isfinite(values)
         if not missing.any():
             return x, mask
-        filled = np.array([np.nan if value is None else value for value in self.held or (None,) * values.size])
+        known = [np.nan if value is None else value for value in self.held or (None,) * values.size]
+        filled = np.array(known).reshape(self._shape)
         held = missing & np.isfinite(filled)
         return np.where(missing, filled, values), (seen & ~missing) | held
 
     def remember(self, x: ArrayLike, mask: ArrayLike | None) -> None:
         """Take over the values of an observation that was accepted, as `fill` gave it."""
         if self._policy == HOLD:
-            values = np.asarray(x, np.float32).tolist()
-            seen = [True] * len(values) if mask is None else np.asarray(mask).tolist()
+            values = np.asarray(x, np.float32).ravel().tolist()
+            seen = [True] * len(values) if mask is None else np.asarray(mask).ravel().tolist()
             self.held = tuple(v if s else h for v, s, h in zip(values, seen, self.held, strict=True))
 
 

@@ -61,7 +61,7 @@ class Recorder:
         self.folder = folder
         self._limit = limit
         self._lock = _locked(folder / _LOCK)
-        remove_leftovers(folder, SUFFIX)
+        remove_leftovers(folder, lambda name: name.endswith(SUFFIX))
         self._file: BinaryIO | None = None
         self._torn = True
         self._size = 0

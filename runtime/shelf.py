@@ -4,19 +4,52 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
-from odestream.runtime.generations import read_generation, write_generation
+from odestream.runtime.atomic import remove_leftovers, replace_bytes
+from odestream.runtime.errors import SessionBusy, SnapshotDamaged
+from odestream.runtime.locks import lock_file
+from odestream.runtime.snapshot import read_snapshot
+
+_SUFFIX, _LOCK = ".snapshot", ".shelf.lock"
+_BUSY = "another fleet puts its streams away here; close it or choose another shelf"
+
+
+class _File(NamedTuple):
+    """A snapshot on the disk. digest: its sha256, which tells it from an older one and from another fleet's."""
+
+    path: Path
+    digest: bytes
 
 
 class Shelf:
-    """Name → snapshot. folder: keeps them on the disk, two generations each; it must exist. None: in memory.
+    """Name → snapshot. folder: keeps them on the disk, a file each; it must exist. None: in memory.
 
-    A shelf over a folder begins empty: what an earlier process put there is overwritten, not taken over.
+    A shelf, and its folder, is one fleet's at a time. It begins empty: what an earlier fleet put there is overwritten,
+    not taken over, and what it left half written is removed.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._held: dict[str, bytes | Path] = {}
+        self._held: dict[str, bytes | _File] = {}
+        self._claimed = False
+        self._lock: BinaryIO | None = None
+
+    def claim(self) -> None:
+        """Begin empty, and serve one fleet until `close`; SessionBusy where another one has the shelf or its folder."""
+        if self._claimed:
+            raise SessionBusy(f"the shelf: {_BUSY}")
+        if self._folder is not None:
+            self._lock = lock_file(self._folder / _LOCK, _BUSY)
+            remove_leftovers(self._folder, lambda name: name.endswith(_SUFFIX))
+        self._held = {}
+        self._claimed = True
+
+    def close(self) -> None:
+        """Leave the shelf, and its folder, to other fleets."""
+        self._claimed = False
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def names(self) -> list[str]:
@@ -24,22 +57,36 @@ class Shelf:
         return list(self._held)
 
     def put(self, name: str, snapshot: bytes) -> None:
-        """Keep a stream's snapshot."""
+        """Keep a stream's snapshot; SessionBusy where the shelf may be another fleet's by now."""
+        if not self._claimed:
+            raise SessionBusy("the shelf's fleet is closed; put streams away before, or make a new fleet")
         if self._folder is None:
             self._held[name] = snapshot
         else:
-            path = self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.snapshot"
-            write_generation(path, snapshot)
-            self._held[name] = path
+            path = self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}{_SUFFIX}"
+            replace_bytes(path, snapshot)
+            self._held[name] = _File(path, hashlib.sha256(snapshot).digest())
 
     def __contains__(self, name: object) -> bool:
         return name in self._held
 
     def get(self, name: str) -> bytes:
-        """The snapshot of a stream that lies here; SnapshotDamaged where the disk lost it."""
+        """The snapshot of a stream that lies here; SnapshotDamaged where the disk no longer has the one put there."""
         held = self._held[name]
-        return read_generation(held).data if isinstance(held, Path) else held
+        if isinstance(held, bytes):
+            return held
+        try:
+            data = read_snapshot(held.path)
+        except SnapshotDamaged as cause:
+            raise _lost(name, held.path, "cannot be read") from cause
+        if hashlib.sha256(data).digest() != held.digest:
+            raise _lost(name, held.path, "is not what was put there, its sha256 differs")
+        return data
 
     def discard(self, name: str) -> None:
         """Forget the stream, if it lies here."""
         self._held.pop(name, None)
+
+
+def _lost(name: str, path: Path, what: str) -> SnapshotDamaged:
+    return SnapshotDamaged(f"stream {name!r}, put away: {path}: {what}; restore it from a snapshot, or forget it")

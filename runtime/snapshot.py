@@ -4,6 +4,9 @@
 
 The tensors are the state's members, `[streams, *shape]`; the metadata is JSON with the model's identity and each
 stream's name, last tick and counters. Nothing in it depends on a backend, a bucket or a compilation.
+
+A later version keeps this frame and raises both the number in the first line and the metadata's `schema`: so a file of
+another version is told from one whose first line, which the hash does not cover, is damaged.
 """
 
 from __future__ import annotations
@@ -26,10 +29,13 @@ from odestream.runtime.records import Counters, StreamState
 
 MAGIC = b"odestream-snapshot-1\n"
 SCHEMA_VERSION = 1
+REBUILD = "odestream replay {log} --bundle BUNDLE --snapshot FILE"
+"""What gives a new model the streams of another one, where their inputs were kept."""
 
 _FAMILY = b"odestream-snapshot-"
 _DIGEST = hashlib.sha256().digest_size
 _SHORT = 12
+_LONGEST_LINE = len(MAGIC) + 8
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Tick = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
@@ -68,6 +74,12 @@ class SnapshotInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     streams: tuple[StreamRecord, ...]
 
 
+class _AnySchema(msgspec.Struct, frozen=True):
+    """What the metadata of every version holds."""
+
+    schema: int
+
+
 def encode_snapshot(manifest: Manifest, streams: Mapping[str, StreamState]) -> bytes:
     """The bytes of a snapshot of the named streams; SnapshotError where there are none."""
     if not streams:
@@ -89,8 +101,9 @@ def decode_snapshot(data: bytes, manifest: Manifest, where: str = "snapshot") ->
     info, tensors = _open(data, where)
     if info.identity != manifest.identity:
         raise SnapshotError(
-            f"{where}: made by model {info.identity[:_SHORT]}, this bundle is {manifest.identity[:_SHORT]} "
-            f"({manifest.name}); restore it with the bundle that made it"
+            f"{where}: made by model {info.identity[:_SHORT]} ({info.name}), this bundle is "
+            f"{manifest.identity[:_SHORT]} ({manifest.name}), another model; restore it with the bundle that made it, "
+            f"or give this one its memory from an input log: {REBUILD.format(log='LOG')}"
         )
     if info.time != manifest.time:
         raise SnapshotError(
@@ -142,24 +155,34 @@ def read_snapshot(path: Path) -> bytes:
 
 
 def _open(data: bytes, where: str) -> tuple[SnapshotInfo, dict[str, NDArray[np.generic]]]:
-    if not data.startswith(MAGIC):
-        version = data[len(_FAMILY) :].split(b"\n", 1)[0][:8] if data.startswith(_FAMILY) else b""
-        found = f"version {version.decode(errors='replace')!r}" if version else "not a snapshot"
-        kind = SnapshotError if version else SnapshotDamaged
-        raise kind(f"{where}: {found}, this odestream reads version {SCHEMA_VERSION}; use a snapshot it wrote")
-    digest, body = data[len(MAGIC) : len(MAGIC) + _DIGEST], data[len(MAGIC) + _DIGEST :]
-    if hashlib.sha256(body).digest() != digest:
-        raise SnapshotDamaged(f"{where}: damaged or cut off, its sha256 differs; use an earlier snapshot")
+    line, body = _unseal(data, where)
+    schema = None
     try:
         tensors, text = decode_tensors(body)
-        info = msgspec.json.decode(text, type=SnapshotInfo)
+        schema = msgspec.json.decode(text, type=_AnySchema).schema
+        if line == MAGIC and schema == SCHEMA_VERSION:
+            return msgspec.json.decode(text, type=SnapshotInfo), tensors
     except (ValueError, msgspec.MsgspecError, RecursionError) as cause:
-        raise SnapshotDamaged(f"{where}: {cause}; use another snapshot") from cause
-    if info.schema != SCHEMA_VERSION:
-        raise SnapshotError(
-            f"{where}: schema {info.schema}, this odestream reads {SCHEMA_VERSION}; use a snapshot it wrote"
+        if line == MAGIC:
+            raise SnapshotDamaged(f"{where}: {cause}; use another snapshot") from cause
+    version = line[len(_FAMILY) : -1].decode(errors="replace")
+    if schema == SCHEMA_VERSION:
+        raise SnapshotDamaged(f"{where}: damaged, version {version!r} but schema {schema}; use an earlier snapshot")
+    found = f"schema {schema}" if line == MAGIC else f"version {version!r}"
+    raise SnapshotError(f"{where}: {found}, this odestream reads {SCHEMA_VERSION}; use a snapshot it wrote")
+
+
+def _unseal(data: bytes, where: str) -> tuple[bytes, bytes]:
+    """The first line and the body, of whatever version; SnapshotDamaged unless the body's sha256 is right."""
+    if not data.startswith(_FAMILY):
+        raise SnapshotDamaged(
+            f"{where}: not a snapshot, this odestream reads version {SCHEMA_VERSION}; use a snapshot it wrote"
         )
-    return info, tensors
+    begin = data.find(b"\n", 0, _LONGEST_LINE) + 1
+    digest, body = data[begin : begin + _DIGEST], data[begin + _DIGEST :]
+    if begin == 0 or hashlib.sha256(body).digest() != digest:
+        raise SnapshotDamaged(f"{where}: damaged or cut off, its sha256 differs; use an earlier snapshot")
+    return data[:begin], body
 
 
 def _record(name: str, stream: StreamState) -> StreamRecord:

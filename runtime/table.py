@@ -89,7 +89,7 @@ def read_rows(
         name = name or found
         cells = _Cells(name, lines)
         columns = _Columns.find(name, cells.header, task, labelled)
-        ticks = _Ticks(name, time, columns.time is not None, dict(last or {}), late)
+        ticks = _Ticks(name, time, columns, dict(last or {}), late)
         for line, row in cells:
             stream = _stream_name(name, line, row, columns)
             text = "" if columns.time is None else row[columns.time]
@@ -103,7 +103,8 @@ def read_table(path: str | Path, task: TaskSpec, time: TimeSpec | None = None, u
 
     time: the clock to count by; None chooses it from the time column, whose numbers are of `unit` (a table without
     one counts steps). task.labels: the known classes; where it is empty, they are those that appear. Raises what
-    `read_rows` raises, and InputError for a table without rows or labels, or with a class that is not known.
+    `read_rows` raises, InputError for a table without rows or labels, or with a class that is not known, and TimeError
+    for a stream whose ticks differ by more than 64 bits, as numpy would wrap them.
     """
     time = time or _choose_time(path, task, unit)
     grouped: dict[str, list[Row]] = {}
@@ -214,24 +215,33 @@ class _Columns:
 class _Ticks:
     """Times as ticks, each stream's strictly increasing unless rows may be late."""
 
-    def __init__(self, name: str, spec: TimeSpec, column: bool, last: dict[str, int], late: bool) -> None:
-        self.name, self.spec, self.column, self.late = name, spec, column, late
+    def __init__(self, name: str, spec: TimeSpec, columns: _Columns, last: dict[str, int], late: bool) -> None:
+        self.name, self.spec, self.columns, self.late = name, spec, columns, late
         self.last = last
         self.text: dict[str, str] = {}
 
     def next(self, line: int, stream: str, text: str) -> int:
         previous = self.last.get(stream)
-        ticks = self._parse(line, text) if self.column else self._count(previous)
+        ticks = self._parse(line, text) if self.columns.time is not None else self._count(previous)
         if previous is not None and ticks <= previous and not self.late:
             of = f" of stream {stream!r}" if stream else ""
-            before = self.text.get(stream) or f"{format_time(previous, self.spec)} of the snapshot"
             raise TimeError(
-                f"{self.name} line {line}: time {text}{of} does not come after {before}; "
-                "sort the rows by time and drop repeated ones, or name the column that tells streams apart"
+                f"{self.name} line {line}: time {text}{of} does not come after {self._last(stream, previous)}"
             )
         self.last[stream] = ticks
         self.text[stream] = text
         return ticks
+
+    def _last(self, stream: str, previous: int) -> str:
+        """The time before, and the remedy for one that does not come after it."""
+        before = self.text.get(stream)
+        if before is None:
+            ended = format_time(previous, self.spec)
+            return f"{ended}, where the resumed stream ended; leave out the rows up to then, or leave out --resume"
+        sort = "sort the rows by time and drop repeated ones"
+        if self.columns.stream is not None:
+            return f"{before}; {sort}"
+        return f"{before}; train with --stream COLUMN where a column tells several streams apart, else {sort}"
 
     def _parse(self, line: int, text: str) -> int:
         try:
@@ -303,11 +313,12 @@ def _labels_of(path: str | Path, task: TaskSpec, grouped: Mapping[str, Sequence[
 
 
 def _natural(label: str) -> tuple[bool, float, str]:
-    """Numbers before words, 2 before 10."""
+    """Numbers before words, 2 before 10; what reads as NaN, which has no order, or as infinity is a word."""
     try:
-        return (False, float(label), label)
+        value = float(label)
     except ValueError:
-        return (True, 0.0, label)
+        value = math.nan
+    return (False, value, label) if math.isfinite(value) else (True, 0.0, label)
 
 
 def _series(path: str | Path, name: str, rows: Sequence[Row], labels: tuple[str, ...]) -> Series:
@@ -317,6 +328,12 @@ def _series(path: str | Path, name: str, rows: Sequence[Row], labels: tuple[str,
             raise InputError(
                 f"{path} line {row.line}: label {row.label!r} is none of {', '.join(labels)}; train again to learn it"
             )
+    span = rows[-1].ticks - rows[0].ticks
+    if span > MAX_TICKS:
+        raise TimeError(
+            f"{path} line {rows[-1].line}: the time lies {span} ticks after the stream's first, which do not fit into "
+            "64 bits; give a shorter stream, or its times in another unit"
+        )
     return Series(
         name,
         np.array([row.ticks for row in rows], np.int64),

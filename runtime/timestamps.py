@@ -60,10 +60,10 @@ def time_spec(texts: Iterable[str], unit: str = "s") -> TimeSpec:
     """How to count a time column: its kind from the first filled cell, its tick from the span of all cells.
 
     texts: the column's cells. unit: of a column of numbers, one of `UNITS`; dates need none. The tick is the finest
-    of 1 ns, 1 µs, 1 ms and 1 s that leaves room in 64 bits (1 ns holds 1700 to 2240, or ±290 years of a number); a
-    `step` has no length in seconds. `ticks_per_model_unit` is one column unit (one second for dates), the origin 0,
-    and there are no frequencies: whoever trains replaces them. InputError for an unknown unit, TimeError for a cell
-    that is no time.
+    of 1 ns, 1 µs, 1 ms and 1 s that leaves room in 64 bits, for every time and for the span between any two (1 ns
+    holds 290 years between 1700 and 2240, or within ±290 years of a number); a `step` has no length in seconds.
+    `ticks_per_model_unit` is one column unit (one second for dates), the origin 0, and there are no frequencies:
+    whoever trains replaces them. InputError for an unknown unit, TimeError for a cell that is no time.
     """
     if unit not in UNITS:
         raise InputError(f"unknown time unit {unit!r}; choose one of {', '.join(UNITS)}")
@@ -140,20 +140,23 @@ def _number_spec(first: str, rest: Iterable[str], unit: str) -> TimeSpec:
     if unit == STEP:
         return step_spec()
     with decimal.localcontext(_EXACT):
-        largest = max(abs(_decimal(text)) for text in (first, *rest) if text) * NANOSECONDS[unit]
+        numbers = [_decimal(text) for text in (first, *rest) if text]
+        smallest, largest = min(numbers), max(numbers)
+        reach = max(-smallest, largest, largest - smallest) * NANOSECONDS[unit]
     for tick, seconds in _TICKS:
-        if tick <= NANOSECONDS[unit] and largest < tick * _ROOM_NS:
+        if tick <= NANOSECONDS[unit] and reach < tick * _ROOM_NS:
             per_unit = NANOSECONDS[unit] // tick
             return TimeSpec("number", unit, per_unit, seconds, float(per_unit))
     raise TimeError(
-        f"the time column of {unit} reaches {largest:.3g} ns, beyond 64 bits; subtract an origin or check the unit"
+        f"the time column of {unit} reaches {reach:.3g} ns, beyond 64 bits; subtract an origin or check the unit"
     )
 
 
 def _iso_spec(first: str, rest: Iterable[str]) -> TimeSpec:
     seconds = [_iso_seconds(text) for text in (first, *rest) if text]
-    near = all(_NS_FROM <= second < _NS_UNTIL for second in (min(seconds), max(seconds)))
-    tick, length = _TICKS[0 if near else 1]
+    start, end = min(seconds), max(seconds)
+    fits = start >= _NS_FROM and end < _NS_UNTIL and (end - start) * 10**9 < _ROOM_NS
+    tick, length = _TICKS[0 if fits else 1]
     return TimeSpec("iso", "s", 10**9 // tick, length, float(10**9 // tick))
 
 

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from odestream.runtime import CompatError
 from odestream.runtime.kernels.build import find_compiler, instruction_sets, library_name
+from odestream.runtime.kernels.build_guards import guards_name
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ("runtime", "models", "export")
@@ -101,7 +102,7 @@ def test_a_wheel_with_the_library_is_for_this_platform_and_its_installation_find
     wheel: Path, platform_wheel: Path, tmp_path: Path
 ) -> None:
     plain, built = (set(zipfile.ZipFile(path).namelist()) for path in (wheel, platform_wheel))
-    assert built - plain == {f"odestream/runtime/kernels/lib/{library_name()}"}
+    assert built - plain == {f"odestream/runtime/kernels/lib/{name}" for name in (library_name(), guards_name())}
     assert plain < built
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
     assert platform_wheel.name.endswith(f"-py3-none-{platform}.whl")
@@ -109,11 +110,13 @@ def test_a_wheel_with_the_library_is_for_this_platform_and_its_installation_find
     code = (
         "from odestream.runtime.kernels.build import find_library\n"
         "from odestream.runtime.kernels.library import load_library\n"
-        "print(find_library(), load_library().odestream_instruction_set().decode())"
+        "from odestream.runtime.guards import GUARDS\n"
+        "print(find_library(), load_library().odestream_instruction_set().decode(), GUARDS.compiled)"
     )
-    path, instructions = command("-c", code, site=site, XDG_CACHE_HOME=str(tmp_path)).split()
+    path, instructions, compiled = command("-c", code, site=site, XDG_CACHE_HOME=str(tmp_path)).split()
     assert path == str(site / "odestream/runtime/kernels/lib" / library_name())
     assert instructions in instruction_sets()
+    assert compiled == "True"
 
 
 def test_every_folder_with_modules_is_a_package() -> None:

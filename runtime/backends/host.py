@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
 from typing import Any
 
 import numpy as np
-from numpy import vdot
 from numpy.typing import NDArray
 
-from odestream.runtime.arena import BLAS_STAYS_SINGLE_THREADED, Arena, Layout, aligned, all_finite, initial, round_up
+from odestream.runtime.arena import Arena, Layout, aligned, initial, round_up
 from odestream.runtime.contract.spec import StepSpec
+from odestream.runtime.guards import finite, held
 
 
 class HostBinding:
@@ -32,8 +31,10 @@ class HostBinding:
         self.flat_outputs = whole[middle : middle + outputs.size]
         self.outputs: Mapping[str, NDArray[np.float32]] = outputs.views(self.flat_outputs)
         self.arena[...] = initial(spec.state, batch)
-        self._quick = last <= BLAS_STAYS_SINGLE_THREADED  # asked here, a step is spared a call
-        self._results = (whole[middle:], whole[: middle + outputs.size])  # of a run from the first side, of one back
+        self._results = (
+            held(whole[middle:]),
+            held(whole[: middle + outputs.size]),
+        )  # of a run from the first side, of one back
         self._sides = (self.arena, self.next_arena)
         self._side = 0
 
@@ -54,5 +55,4 @@ class HostBinding:
 
     def finite(self) -> bool:
         """Whether the last run left neither NaN nor infinity."""
-        results = self._results[self._side]
-        return (self._quick and isfinite(vdot(results, results))) or all_finite(results)
+        return finite(self._results[self._side])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from odestream.runtime.backends.native import NativeModel
 
 _MASKS = (FLOAT32, BOOL)
+_FLOATS = {FLOAT32, np.dtype(np.float64)}
 _INTEGERS = {int, np.int64}
 _RESULT = ["err", "bucket", "flagged", "calls", "reruns"]
 
@@ -125,13 +126,12 @@ class _Buffers:
                 return False
             self.x[: len(x)] = x
             return True
-        if set(map(type, x)) != {np.ndarray} or {row.shape for row in x} != {self.x.shape[1:]}:
+        if set(map(type, x)) != {np.ndarray} or not {row.dtype for row in x} <= _FLOATS:
             return False
-        try:
-            with np.errstate(over="ignore"):  # infinity, which the library refuses where it was observed
-                np.concatenate(x, out=self._flat_x[: len(x) * self._x_rows.shape[1]], casting="same_kind")
-        except TypeError:
+        if {row.shape for row in x} != {self.x.shape[1:]}:
             return False
+        with np.errstate(over="ignore"):  # infinity, which the library refuses where it was observed
+            np.concatenate(x, out=self._flat_x[: len(x) * self._x_rows.shape[1]], casting="same_kind")
         return True
 
     def _take_masks(self, mask: Rows) -> bool:

@@ -20,7 +20,7 @@ from odestream.runtime.arena import Arena, Layout, aligned, initial
 from odestream.runtime.clock import Clock
 from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.contract.rule import Accepted, BucketRule
-from odestream.runtime.core import does_not_advance, lies_before, next_tick
+from odestream.runtime.core import checked, does_not_advance, lies_before, next_tick
 from odestream.runtime.errors import CompatError, InputError, OdestreamError, StateError
 from odestream.runtime.gaps import GapRule
 from odestream.runtime.intake import Intake
@@ -126,10 +126,8 @@ class NativeCore:
 
     def load(self, state: StreamState) -> None:
         """Become what was saved."""
-        arena = np.ascontiguousarray(state.arena, np.float32)
-        if arena.size != self._state.size:
-            raise StateError(f"a state has {arena.size} values, expected {self._state.size}; load one of this model")
-        progress = self._progress_of(state)
+        arena, last = checked(state, self._state.size, self.clock)
+        progress = self._progress_of(state, last)
         if self._library.odestream_stream_load(self.pointer, arena.ctypes.data, ctypes.byref(progress)):
             raise StateError(f"{self._error()}; load a state that was saved")
         self._others = state.counters.copy()
@@ -191,9 +189,9 @@ class NativeCore:
         message: bytes = self._library.odestream_stream_error(self.pointer)
         return message.decode()
 
-    def _progress_of(self, state: StreamState) -> Progress:
+    def _progress_of(self, state: StreamState, last: int | None) -> Progress:
         progress, counters, previous = Progress(), state.counters, state.previous
-        progress.begun, progress.tick = int(state.tick is not None), state.tick or 0
+        progress.begun, progress.tick = int(last is not None), last or 0
         if previous is not None:
             progress.previous_gap, progress.previous_steps = _counted(int(previous.gap)), _counted(previous.steps)
             progress.previous_err = previous.err

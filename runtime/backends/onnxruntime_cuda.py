@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from odestream.runtime.arena import Arena, Layout, aligned, all_finite, initial
+from odestream.runtime.arena import Arena, Layout, aligned, initial
 from odestream.runtime.backends import Engine
 from odestream.runtime.backends.onnxruntime import OnnxEngine
 from odestream.runtime.bundle import Bundle
 from odestream.runtime.errors import CompatError, StateError
+from odestream.runtime.guards import finite
 
 NAME = "onnxruntime-cuda"
 
@@ -130,7 +131,7 @@ class OnnxCudaBinding:
 
     def finite(self) -> bool:
         """Whether the last run's outputs and new state hold neither NaN nor infinity."""
-        return all_finite(self.flat_outputs) and all_finite(self.next_arena)
+        return finite(self.flat_outputs) and finite(self.next_arena)
 
     def _read(self, side: int) -> Arena:
         arena = self._layout.empty()

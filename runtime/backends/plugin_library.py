@@ -9,7 +9,7 @@ from pathlib import Path
 
 from odestream.runtime.contract.engine import PluginRecord
 from odestream.runtime.errors import CompatError, PathError
-from odestream.runtime.kernels.build import folders
+from odestream.runtime.kernels.places import folders
 
 PLUGIN_ABI = 2
 READABLE = (1, PLUGIN_ABI)  # 2 added a field that may be missing: engines of 1 run with their own library

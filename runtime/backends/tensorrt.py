@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from odestream.runtime.arena import Arena, Layout, all_finite, initial
+from odestream.runtime.arena import Arena, Layout, initial
 from odestream.runtime.backends import Engine
 from odestream.runtime.backends.cuda_device import Cuda
 from odestream.runtime.backends.device_block import DeviceBlock
@@ -34,6 +34,7 @@ from odestream.runtime.bundle import Bundle
 from odestream.runtime.contract.engine import STATE_MAGNITUDE, EngineRecord
 from odestream.runtime.contract.spec import StepSpec
 from odestream.runtime.errors import BundleError, CompatError, ResourceError, StateError
+from odestream.runtime.guards import finite
 
 NAME = "tensorrt"
 
@@ -192,12 +193,12 @@ class TensorrtBinding:
         self._write(arena, self._side ^ 1)
         magnitude = self._answers.host.get(STATE_MAGNITUDE)
         if magnitude is not None:
-            magnitude[...] = 0.0 if all_finite(arena) else np.nan
+            magnitude[...] = 0.0 if finite(arena) else np.nan
 
     def finite(self) -> bool:
         """Whether the last run's outputs and new state hold neither NaN nor infinity; the state stays where it is."""
         magnitude = self._answers.host.get(STATE_MAGNITUDE)
-        return all_finite(self.flat_outputs) and (magnitude is None or bool(np.isfinite(magnitude).all()))
+        return finite(self.flat_outputs) and (magnitude is None or bool(np.isfinite(magnitude).all()))
 
     def _read(self, copy: int) -> Arena:
         self._state.download(self._stream, copy)

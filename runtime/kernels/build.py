@@ -1,7 +1,9 @@
 """Builds the CPU library: `python -m odestream.runtime.kernels.build`; with `--cuda` that for GPUs, see `build_cuda`.
 
+The compiled guards of `build_guards` come with it.
+
 A library's name holds a hash of the sources and of how they are compiled, so that one built from others is never
-loaded. It is put beside the sources where that folder can be written, else into the user's cache.
+loaded. See `places` for where it is put.
 """
 
 from __future__ import annotations
@@ -20,9 +22,8 @@ from pathlib import Path
 
 from odestream.runtime.atomic import write_bytes
 from odestream.runtime.errors import CompatError, OdestreamError
+from odestream.runtime.kernels.places import SOURCES, find, writable_folder
 
-SOURCES = Path(__file__).parent / "csrc"
-BESIDE = Path(__file__).parent / "lib"
 COMMAND = "python -m odestream.runtime.kernels.build"
 
 # NaN and infinity keep their meaning: the runtime's guards look for them. The step may join a product and a sum into
@@ -86,21 +87,9 @@ def library_name() -> str:
     return f"libodestream-{platform.machine()}-{digest.hexdigest()[:16]}.so"
 
 
-def cache_folder() -> Path:
-    """The user's cache: `$XDG_CACHE_HOME/odestream`, or `~/.cache/odestream`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "odestream"
-
-
-def folders() -> tuple[Path, ...]:
-    """Where a library may lie, in the order in which it is looked for."""
-    return (BESIDE, cache_folder())
-
-
 def find_library() -> Path | None:
     """The built library of these sources, None where there is none."""
-    name = library_name()
-    return next((folder / name for folder in folders() if (folder / name).is_file()), None)
+    return find(library_name())
 
 
 def find_compiler() -> str:
@@ -161,21 +150,28 @@ def _build_as(options: argparse.Namespace) -> Path:
     architectures = tuple(options.arch.split(",")) if options.arch else ()
     if architectures and not options.cuda:
         raise CompatError("--arch chooses GPUs; give it together with --cuda")
-    find = build_cuda.find_cuda_library if options.cuda else find_library
-    found = None if options.force or options.out else find()
-    if found is not None:
-        return found
-    return build_cuda.build_cuda(options.out, architectures, _tell) if options.cuda else build(options.out)
+    again = options.force or options.out is not None
+    if options.cuda:
+        found = None if again else build_cuda.find_cuda_library()
+        return found or build_cuda.build_cuda(options.out, architectures, _tell)
+    found = (None if again else find_library()) or build(options.out)
+    _add_guards(options.out, again)
+    return found
+
+
+def _add_guards(out: Path | None, again: bool) -> None:
+    """Build the compiled guards too; a sentence where they cannot be: the runtime does without."""
+    from odestream.runtime.kernels import build_guards  # which needs this module
+
+    try:
+        if again or build_guards.find_guards() is None:
+            build_guards.build_guards(out)
+    except CompatError as error:
+        print(error, file=sys.stderr)
 
 
 def _tell(source: str) -> None:
     print(f"compiling {source}", file=sys.stderr, flush=True)
-
-
-def writable_folder() -> Path:
-    """Where a library is put: beside the sources, or the user's cache."""
-    folder = BESIDE if BESIDE.exists() else BESIDE.parent
-    return BESIDE if os.access(folder, os.W_OK) else cache_folder()
 
 
 def run_compiler(remedy: str, *command: str) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from odestream.runtime.atomic import write_bytes
 from odestream.runtime.errors import CompatError
-from odestream.runtime.kernels.build import COMMAND, SOURCES, folders, run_compiler, writable_folder
+from odestream.runtime.kernels.build import COMMAND, run_compiler
+from odestream.runtime.kernels.places import SOURCES, find, writable_folder
 
 CUDA_COMMAND = f"{COMMAND} --cuda"
 CUDA_SOURCES = ("cuda_step.cu", "cuda_model.cu", "cuda_binding.cpp", "odestream_cuda.cpp", "load.cpp")
@@ -45,8 +46,7 @@ def cuda_library_name() -> str:
 
 def find_cuda_library() -> Path | None:
     """The built CUDA library of these sources, None where there is none."""
-    name = cuda_library_name()
-    return next((folder / name for folder in folders() if (folder / name).is_file()), None)
+    return find(cuda_library_name())
 
 
 def find_nvcc() -> str:

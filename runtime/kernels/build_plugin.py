@@ -18,8 +18,8 @@ from pathlib import Path
 
 from odestream.runtime.atomic import write_bytes
 from odestream.runtime.errors import CompatError, OdestreamError
-from odestream.runtime.kernels.build import SOURCES, writable_folder
 from odestream.runtime.kernels.build_cuda import architecture_flags, compile_cuda, default_architectures
+from odestream.runtime.kernels.places import SOURCES, writable_folder
 
 PLUGIN_COMMAND = "python -m odestream.runtime.kernels.build_plugin"
 PLUGIN_SOURCES = ("trt_plugin.cpp", "trt_parts.cpp", "cuda_step.cu")

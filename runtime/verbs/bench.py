@@ -11,12 +11,12 @@ import typer
 
 from odestream.runtime.verbs.bench_run import Plan, Result, backend_names, run_bench
 from odestream.runtime.verbs.console import (
+    engine_versions,
     machine,
     refuse_engines,
     refuse_outputs,
     save_json,
     show_table,
-    versions,
     whole_numbers,
 )
 from odestream.runtime.verbs.latency import PERCENTILES, summary, warm_up_text
@@ -94,7 +94,7 @@ def _row(title: str, figures: dict[str, Any]) -> tuple[str, ...]:
         title,
         str(figures["batch"]),
         f"{figures['rate_hz']:g} Hz" if paced else "none",
-        *(f"{figures[f'p{q:g}_us']:.1f}" if figures["calls"] * (1 - q / 100) >= 1 else "" for q in PERCENTILES),
+        *("" if time is None else f"{time:.1f}" for time in (figures[f"p{q:g}_us"] for q in PERCENTILES)),
         str(figures["deadline_misses"]) if paced else "",
         "" if paced else f"{figures['rows_per_second']:,.0f}",
     )
@@ -109,6 +109,6 @@ def _report(name: str, engine: str, seconds: float, results: Sequence[Result]) -
         "seconds_each": seconds,
         "warm_up": warm_up_text(),
         "machine": machine(),
-        "versions": versions("odestream", "numpy", *(result.backend for result in results)),
+        "versions": engine_versions(*(result.backend for result in results)),
         "measurements": [result.as_json() for result in results],
     }

@@ -21,6 +21,15 @@ import rich.table
 from odestream.runtime.atomic import new_file, refuse_existing
 from odestream.runtime.errors import InputError, PathError
 
+_PACKAGES = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime-cuda": ("onnxruntime-gpu",),
+    "native": ("odestream",),
+    "native-cuda": ("odestream",),
+    "tensorrt": ("tensorrt", "tensorrt-rtx-cu13-bindings"),
+}
+"""Backend → the distributions that it may come with, the one that is taken first."""
+
 
 def whole_numbers(option: str, text: str, example: str) -> list[int]:
     """The numbers of an option such as `--batch 1,8,64`; InputError unless all are whole and at least 1."""
@@ -107,6 +116,12 @@ def refuse_engines(engines: Path | None, backends: Sequence[str]) -> None:
 def versions(*packages: str) -> dict[str, str | None]:
     """Installed versions by distribution name, None where it is not installed; nothing is imported."""
     return {package: _version(package) for package in packages}
+
+
+def engine_versions(*backends: str) -> dict[str, str | None]:
+    """Versions of odestream, numpy and each backend; kernels of our own have odestream's, others are never loaded."""
+    known = {backend: versions(*_PACKAGES.get(backend, (backend,))).values() for backend in backends}
+    return versions("odestream", "numpy") | {backend: next(filter(None, each), None) for backend, each in known.items()}
 
 
 def machine() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from odestream.runtime.errors import CompatError
+from odestream.runtime.guards import GUARDS
 from odestream.runtime.kernels.build import COMMAND
 from odestream.runtime.kernels.build_cuda import CUDA_COMMAND
 from odestream.runtime.kernels.cuda_library import find_gpu, load_cuda_library
@@ -50,7 +51,8 @@ def doctor(
     parts = [
         onnxruntime_part(installed, board),
         native_part(),
-        native_cuda_part(),
+        native_cuda_part(board),
+        guards_part(),
         tensorrt_part(installed, board),
         *extra_parts(installed),
     ]
@@ -110,13 +112,22 @@ def native_part() -> Part:
     )
 
 
-def native_cuda_part() -> Part:
+def guards_part() -> Part:
+    """Whether the checks around other engines' calls are compiled; numpy's do the same and take longer."""
+    if GUARDS.compiled:
+        return Part("compiled guards", True, "steps on onnxruntime are checked by them", None)
+    return Part("compiled guards", False, "steps on onnxruntime are checked by numpy, some µs slower", COMMAND)
+
+
+def native_cuda_part(board: dict[str, Any]) -> Part:
     """Whether our own kernels can run cells on a GPU here, for those who ask for them by name."""
     name = "backend native-cuda"
     try:
         library = load_cuda_library()
     except CompatError as error:
-        return Part(name, False, str(error), CUDA_COMMAND)
+        if board["nvidia_driver"] or board["jetson"]:
+            return Part(name, False, str(error), CUDA_COMMAND)
+        return Part(name, False, "without an NVIDIA driver", f"only where there is a GPU: {CUDA_COMMAND}")
     try:
         gpu = find_gpu(library)
     except CompatError as error:

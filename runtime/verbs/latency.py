@@ -83,7 +83,8 @@ def median_ratio(measured: Measured, first: Measured) -> float:
 def summary(measured: Measured) -> dict[str, Any]:
     """A measurement's figures for JSON; times in µs.
 
-    jitter: standard deviation. p50_spread: lowest and highest median of a round. deadline_misses: None unless paced.
+    A percentile beyond which there is no call is None. jitter: standard deviation.
+    p50_spread: lowest and highest median of a round. deadline_misses: None unless paced.
     """
     times = measured.times / 1000.0
     medians = [float(np.median(part)) / 1000.0 for part in measured.rounds]
@@ -96,7 +97,7 @@ def summary(measured: Measured) -> dict[str, Any]:
         "rate_hz": subject.rate,
         "calls": len(times),
         "mean_us": _figure(times.mean()),
-        **{f"p{q:g}_us": _figure(np.percentile(times, q)) for q in PERCENTILES},
+        **{f"p{q:g}_us": _percentile(times, q) for q in PERCENTILES},
         "max_us": _figure(times.max()),
         "jitter_us": _figure(times.std()),
         "p50_spread_us": [_figure(min(medians)), _figure(max(medians))],
@@ -148,6 +149,10 @@ def _releases(period: int, seconds: float) -> Iterator[int]:
         release += period
         if max(release, time.perf_counter_ns()) >= end:
             return
+
+
+def _percentile(times: NDArray[np.float64], q: float) -> float | None:
+    return _figure(np.percentile(times, q)) if len(times) >= round(100 / (100 - q)) else None
 
 
 def _figure(value: float | np.floating) -> float:

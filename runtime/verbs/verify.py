@@ -15,8 +15,15 @@ from odestream.runtime.bundle import Bundle, read_bundle
 from odestream.runtime.contract.manifest import ParityRow
 from odestream.runtime.errors import CompatError
 from odestream.runtime.model import AUTO
-from odestream.runtime.replay import failures, verify_vectors
-from odestream.runtime.verbs.console import machine, refuse_engines, refuse_outputs, save_json, show_table, versions
+from odestream.runtime.replay import cut_short, failures, verify_vectors
+from odestream.runtime.verbs.console import (
+    engine_versions,
+    machine,
+    refuse_engines,
+    refuse_outputs,
+    save_json,
+    show_table,
+)
 
 GROUP = "odestream.verify"
 FRAMEWORK = "torch"
@@ -56,6 +63,8 @@ def verify(
         engine.close()
     wrong = failures(list(rows))
     _show(f"{loaded.manifest.name} on {engine.name}", rows, wrong)
+    if shorter := cut_short(rows, steps):
+        print(shorter)
     if json_path is not None:
         save_json(json_path, _report(loaded.manifest.name, engine.name, rows, wrong), force)
     if wrong:
@@ -114,7 +123,7 @@ def _report(name: str, backend: str, rows: Sequence[ParityRow], wrong: Sequence[
         "backend": backend,
         "passed": not wrong,
         "machine": machine(),
-        "versions": versions("odestream", "numpy", backend),
+        "versions": engine_versions(backend),
         "rows": [_finite(msgspec.to_builtins(row)) for row in rows],
     }
 

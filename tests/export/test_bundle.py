@@ -11,6 +11,7 @@ import odestream.export.bundle as export_module
 from odestream.export import export_bundle, verify_against_run
 from odestream.models.checkpoint import DataInfo, RunInfo, Settings, save_checkpoint
 from odestream.runtime.bundle import read_bundle
+from odestream.runtime.cli import main
 from odestream.runtime.contract.manifest import CARD_NAME, Manifest, TimeSpec
 from odestream.runtime.errors import CheckpointError, ExportError, InputError, IntegrityError, PathError
 from odestream.runtime.replay import failures
@@ -54,6 +55,15 @@ def test_a_run_exports_with_its_task_times_and_metrics_and_verifies_against_itse
     assert manifest.time.frequencies == (0.3, 1.7)
     assert manifest.metrics == METRICS
     assert not failures(list(verify_against_run(out, run, steps=40, backend="onnxruntime")))
+
+
+def test_a_run_that_is_taken_for_its_bundle_says_how_to_export_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.csv").write_text("t,co2,wind\n1,1,1\n")
+    assert main(["run", str(run), "--input", str(tmp_path / "a.csv")]) == 2
+    told = "a training run, not a bundle; export it first: odestream export"
+    assert capsys.readouterr().err == f"odestream: error: {run}: {told} {run} --out BUNDLE\n"
 
 
 def test_the_card_says_what_it_was_trained_on_how_good_it_is_and_how_to_run_it(run: Path, tmp_path: Path) -> None:

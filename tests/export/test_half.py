@@ -12,17 +12,20 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 import odestream.export.half as half
-from odestream.export import export_bundle
+from odestream.export import export_bundle, verify_bundle
 from odestream.export.graph import build_graphs
 from odestream.export.precision import PRECISIONS, narrow_products, precision, rounded
 from odestream.export.protocol import example_inputs
 from odestream.export.traced import trace_cell
 from odestream.export.weights import encode_weights
+from odestream.models.checkpoint import DataInfo, RunInfo, Settings, save_checkpoint
 from odestream.models.config import Task
 from odestream.runtime import CheckpointError, CompatError, InputError, load
 from odestream.runtime.bundle import Bundle
+from odestream.runtime.cli import main
+from odestream.runtime.contract.manifest import TimeSpec
 from odestream.runtime.replay import failures
-from tests.export.conftest import CONFIGS, HALVES
+from tests.export.conftest import CONFIGS, HALVES, TASKS
 from tests.helpers.gru import Gru
 from tests.helpers.sequences import random_cell
 
@@ -78,6 +81,24 @@ def test_engines_that_widen_reproduce_the_stored_answers_as_in_fp32(
         assert rows[0].steps == 60
         if backend == "native":
             assert max(row.error for row in rows if row.tensor != "err") <= 1e-5
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_a_bundle_verifies_against_the_run_that_it_was_rounded_from(
+    name: str, half_bundles: dict[str, Bundle], native_library: Path, tmp_path: Path
+) -> None:
+    del native_library
+    cell, time = random_cell(CONFIGS["forecast"]), TimeSpec(frequencies=CONFIGS["forecast"].frequencies)
+    info = RunInfo(TASKS["forecast"], time, Settings(), DataInfo("co2.csv", "ab" * 32, 2284, 1, 1e8))
+    save_checkpoint(tmp_path / "run", cell, info)
+    bundle = half_bundles[name].path
+    assert not failures(list(verify_bundle(bundle, cell, steps=30, backend="native")))
+    verb = ["verify", str(bundle), "--backend", "native", "--steps", "30", "--run"]
+    assert main([*verb, str(tmp_path / "run")]) == 0
+    with torch.no_grad():
+        cell.update.weight[0, 0] += 0.5
+    save_checkpoint(tmp_path / "other", cell, info)
+    assert main([*verb, str(tmp_path / "other")]) == 1
 
 
 def test_stored_chains_are_short_enough_for_engines_that_round(half_bundles: dict[str, Bundle]) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
 
 from odestream.export import export_bundle
+from odestream.export.cli import closing_words
 from odestream.export.plan import make_plan, source
-from odestream.export.verify import SHORTER_CHAINS, _Run, _Twin, torch_reference, verify_bundle
+from odestream.export.verify import _Run, _Twin, torch_reference, verify_bundle
 from odestream.models.cell import Cell
 from odestream.runtime.bundle import read_bundle
+from odestream.runtime.cli import main
 from odestream.runtime.contract.manifest import ParityRow, TimeSpec
 from odestream.runtime.contract.spec import StepSpec, step_spec
 from odestream.runtime.contract.tolerances import tolerances
-from odestream.runtime.replay import failures
+from odestream.runtime.replay import SHORTER_CHAINS, cut_short, failures
 from tests.export.conftest import CONFIGS, TASKS
 from tests.helpers.sequences import random_cell
 
@@ -41,13 +46,23 @@ class Chaotic(nn.Module):
         return {"y": h}, {"h": h}
 
 
-def test_a_chaotic_module_is_verified_over_shorter_chains_and_its_card_says_so(tmp_path: Path) -> None:
-    manifest = export_bundle(Chaotic(), tmp_path / "bundle", verify_steps=1000)
+def test_a_chaotic_module_is_verified_over_shorter_chains_and_it_is_said_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = Chaotic()
+    manifest = export_bundle(module, tmp_path / "bundle", verify_steps=1000)
     chained = {row.steps for row in manifest.parity if row.check == "chained"}
     assert chained <= set(SHORTER_CHAINS)
     assert not failures(list(manifest.parity))
     bundle = read_bundle(tmp_path / "bundle")
-    assert "amplifies rounding" in (tmp_path / "bundle" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    why = f"this model amplifies rounding: .* so chains are compared over {min(chained)} steps at a time"
+    assert re.search(f"T{why[1:]}\\.\n", (tmp_path / "bundle" / "MODEL_CARD.md").read_text(encoding="utf-8"))
+    assert re.fullmatch(why, closing_words(manifest)[2])
+    monkeypatch.setattr("odestream.runtime.verbs.verify._framework", lambda: partial(_beside, module))
+    assert main(["verify", str(tmp_path / "bundle"), "--run", str(tmp_path), "--steps", "300"]) == 0
+    assert re.search(why, capsys.readouterr().out)
+    calm = [msgspec.structs.replace(row, steps=1000) for row in manifest.parity]
+    assert cut_short(calm) == "" == cut_short(manifest.parity, min(chained))
     resets = bundle.vectors().reset.nonzero()[0]
     assert (resets % min(chained) == 0).all()
     assert len(resets) == 1000 // min(chained)
@@ -77,6 +92,10 @@ def test_rounding_of_a_calm_cell_does_not_explain_a_drifting_memory() -> None:
     run = _Run(spec, torch_reference(cell), Idle(spec), lambda: None)  # type: ignore[arg-type]
     drifted = ParityRow("chained", 4, "m", 200, 0.1, limits.of("m").limit)
     assert not _Twin(spec, cell).explains([drifted], run, plan, 200, limits)
+
+
+def _beside(module: nn.Module, bundle: Path, _: Path, steps: int, backend: str) -> tuple[ParityRow, ...]:
+    return verify_bundle(bundle, module, steps, backend)
 
 
 class Idle:

@@ -57,3 +57,9 @@ def forged(blob: bytes, change: Callable[[dict[str, Any], dict[str, Any]], None]
     change(tensors, info)
     body = encode_tensors(tensors, msgspec.json.encode(info))
     return MAGIC + hashlib.sha256(body).digest() + body
+
+
+def of_version(blob: bytes, number: int) -> bytes:
+    """The snapshot as another version of odestream writes it: the frame is the same, both numbers are its own."""
+    later = forged(blob, lambda _, info: info.update(schema=number, more=[]))
+    return later.replace(MAGIC, MAGIC.replace(b"1", str(number).encode()), 1)

@@ -72,6 +72,23 @@ def test_phases_equal_those_of_the_host_clock() -> None:
     np.testing.assert_allclose(phases(ticks, time), [Clock(time).phase(int(t)) for t in ticks], atol=1e-7)
 
 
+def test_phases_of_a_record_of_three_centuries_equal_those_of_the_host_clock(tmp_path: Path) -> None:
+    rows = [f"{year}-07-01,{math.sin(2 * math.pi * year / 11)}" for year in range(1700, 2025)]
+    (tmp_path / "a.csv").write_text("year,spots\n" + "\n".join(rows) + "\n")
+    task = TaskSpec("forecast", ("spots",), ("spots",), (), "year")
+    data = load_table(tmp_path / "a.csv", task, Settings(period=11 * 365.25))
+    ticks = data.parts[0].series.ticks
+    expected = [Clock(data.time).phase(int(tick)) for tick in ticks]
+    np.testing.assert_allclose(phases(ticks, data.time), expected, atol=1e-7)
+
+
+def test_phases_of_ticks_more_than_64_bits_from_the_origin_equal_those_of_the_host_clock() -> None:
+    for origin in (-(1 << 63), 0, (1 << 63) - 1):
+        time = TimeSpec(ticks_per_model_unit=1e18, origin=origin, frequencies=(0.3, 1.7))
+        ticks = np.array([-(1 << 63), -1, 0, 1, (1 << 63) - 1])
+        np.testing.assert_allclose(phases(ticks, time), [Clock(time).phase(int(t)) for t in ticks], atol=1e-7)
+
+
 def test_streams_of_one_class_each_are_split_whole_and_every_class_is_in_every_part(tmp_path: Path) -> None:
     data = load_table(classes_csv(tmp_path / "a.csv", streams=30), CLASSES, Settings(test_fraction=0.2))
     groups: dict[str, list[int]] = {"fit": [], "validation": [], "test": []}

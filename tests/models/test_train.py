@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,21 @@ def test_force_replaces_a_run_and_bad_input_leaves_it_alone(tmp_path: Path) -> N
     again = dataclasses.replace(job, force=True, settings=Settings(epochs=2, period=20.0, horizons=(1, 5)))
     train_run(again, ALONE, ignore)
     assert load_checkpoint(job.out)[1].settings.epochs == 2
+
+
+def test_a_full_disk_leaves_the_run_that_force_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_for(tmp_path, "forecast", epochs=1)
+    info = train_run(job, ALONE, ignore)
+    before = {path.name: path.read_bytes() for path in job.out.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        train_run(dataclasses.replace(job, force=True), ALONE, ignore)
+    assert {path.name: path.read_bytes() for path in job.out.iterdir()} == before
+    assert load_checkpoint(job.out)[1] == info
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.json", "notes.txt", TRAINING_FILE])

@@ -26,6 +26,7 @@ from odestream.runtime.bundle import Bundle, read_bundle
 from odestream.runtime.cli import main
 from odestream.runtime.contract.manifest import Manifest, ParityRow
 from odestream.runtime.kernels import build as kernels
+from odestream.runtime.kernels import places
 from odestream.runtime.kernels.library import ABI, LIBRARY_VARIABLE, load_library
 from odestream.runtime.replay import verify_vectors
 from odestream.runtime.verbs import doctor
@@ -287,7 +288,7 @@ def test_only_onnxruntime_is_trusted_before_all_stored_steps_are_replayed(
 def test_without_a_library_the_command_that_builds_it_is_named(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "BESIDE", tmp_path)
+    monkeypatch.setattr(places, "BESIDE", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(CompatError, match="run: python -m odestream.runtime.kernels.build"):
         load(path, "native")

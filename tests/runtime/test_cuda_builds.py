@@ -12,10 +12,11 @@ import pytest
 
 from odestream.runtime import CompatError, load
 from odestream.runtime.cli import main
-from odestream.runtime.kernels import build, build_cuda, cuda_library
+from odestream.runtime.kernels import build, build_cuda, cuda_library, places
 from odestream.runtime.verbs import doctor
 from tests.helpers.tools import require
 
+BOARD = {"jetson": None, "nvidia_driver": "NVRM version"}
 STRICT = ("-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra")
 
 
@@ -29,7 +30,7 @@ def nvcc() -> str:
 
 @pytest.fixture
 def no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "BESIDE", tmp_path)
+    monkeypatch.setattr(places, "BESIDE", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(cuda_library.CUDA_LIBRARY_VARIABLE, raising=False)
 
@@ -153,7 +154,7 @@ def test_without_a_library_the_command_that_builds_it_is_named(
 ) -> None:
     with pytest.raises(CompatError, match=r"run: python -m odestream.runtime.kernels.build --cuda"):
         load(tiny_path, "native-cuda")
-    part = doctor.native_cuda_part()
+    part = doctor.native_cuda_part(BOARD)
     assert (part.ready, part.install) == (False, build_cuda.CUDA_COMMAND)
     main(["doctor", "--json"])
     report = json.loads(capsys.readouterr().out)
@@ -162,7 +163,7 @@ def test_without_a_library_the_command_that_builds_it_is_named(
 
 def test_doctor_names_the_gpu(cuda_on_cpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cuda_library.CUDA_LIBRARY_VARIABLE, str(cuda_on_cpu))
-    part = doctor.native_cuda_part()
+    part = doctor.native_cuda_part(BOARD)
     assert part.ready
     assert part.detail.startswith("CUDA on the CPU, compute capability 8.0, driver for CUDA 13.0")
 

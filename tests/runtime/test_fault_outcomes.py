@@ -200,6 +200,7 @@ def test_case_63_two_writers_leave_a_whole_snapshot(model: Model, tmp_path: Path
         for _ in range(50):
             seen.add(read_generation(tmp_path / "s").data)
             time.sleep(0.002)
+        assert (one.poll(), two.poll()) == (None, None), "neither was disturbed by the other"
         for process in (one, two):
             process.send_signal(signal.SIGKILL)
     assert seen <= blobs

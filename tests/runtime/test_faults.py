@@ -21,6 +21,7 @@ from odestream.runtime import (
     Batcher,
     BundleError,
     CompatError,
+    Fleet,
     GapError,
     InputError,
     IntegrityError,
@@ -35,10 +36,10 @@ from odestream.runtime import (
     TimeError,
     load,
 )
-from odestream.runtime.contract.manifest import MANIFEST_NAME, VECTORS_NAME, WEIGHTS_NAME
+from odestream.runtime.contract.manifest import MANIFEST_NAME, VECTORS_NAME, WEIGHTS_NAME, TimeSpec
 from odestream.runtime.contract.tensorfile import decode_tensors, encode_tensors
 from odestream.runtime.recorder import Recorder
-from odestream.runtime.snapshot import MAGIC
+from odestream.runtime.shelf import Shelf
 from tests.helpers.spoiling import (
     GRAPH,
     chain_functions,
@@ -50,7 +51,7 @@ from tests.helpers.spoiling import (
     rename_graph,
     replace_file,
 )
-from tests.helpers.streams import continues_like, forged, same_state
+from tests.helpers.streams import continues_like, forged, of_version, same_state
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
 GAIN = Tiny(gain=3.0)
@@ -168,6 +169,13 @@ def other_bucket(world: World) -> None:
         model.stream(buckets=(4,)).step([1, 2, 3], 0)
 
 
+def too_stiff(world: World) -> None:
+    """A field that moves faster than the clock ticks: no bucket crosses even one tick stably."""
+    tiny = Tiny(stiffness=110.0, time=TimeSpec(ticks_per_model_unit=10.0))
+    with load(write_tiny(world.folder / "stiff", tiny)) as model:
+        model.stream()
+
+
 def move_weight(model: onnx.ModelProto) -> None:
     entry = next(e for e in model.graph.initializer[0].external_data if e.key == "offset")
     entry.value = str(10**9)
@@ -200,6 +208,14 @@ def two_recorders(world: World) -> None:
     first = Recorder(world.folder / "log")
     try:
         Recorder(world.folder / "log")
+    finally:
+        first.close()
+
+
+def two_fleets(world: World) -> None:
+    first = Fleet(world.model, shelf=Shelf(world.folder))
+    try:
+        Fleet(world.model, shelf=Shelf(world.folder))
     finally:
         first.close()
 
@@ -254,11 +270,15 @@ FAULTS: list[tuple[int, str, type[OdestreamError], str, Fault]] = [
     (24, "in the graph", BundleError, "the manifest says", graph(move_weight)),
     (27, "NaN weights", CompatError, "does not reproduce", loading(weights_of_nan)),
     (34, "known answers", CompatError, "does not reproduce .* is off by", loading(other_vectors)),
-    (35, "no bucket fits", GapError, r"more than the \d+ that 16 call", step(t=1 << 62)),
+    (35, "no bucket fits", CompatError, r"the largest bucket, 4, .* 0\.73 of a tick", too_stiff),
     (36, "rank", InputError, r"received shape \[1, 3\], expected \[3\]", step(np.zeros((1, 3)))),
     (36, "shape", InputError, r"received shape \[2\], expected \[3\]", step([1, 2])),
     (37, "text", InputError, "received dtype <U1", step(["1", "2", "3"])),
     (37, "complex", InputError, "received dtype complex", step([1j, 0, 0])),
+    (37, "integer", InputError, "received 16777217, which float32 would make 16777216", step([16777217, 0, 0])),
+    (37, "int64", InputError, "received 9223372036854775807, ", step(np.array([0, (1 << 63) - 1, 0]))),
+    (37, "uint64", InputError, "received 18446744073709551615, ", step(np.array([(1 << 64) - 1] * 3, np.uint64))),
+    (37, "int64 seen", InputError, "received -16777219, ", step(np.array([0, 16777217, -16777219]), mask=[1, 0, 1])),
     (39, "NaN", InputError, r"received nan in channel 1 \(c1\).*mask 0", step([1, np.nan, 3])),
     (39, "infinity", InputError, "received -inf in channel 2", step([1, 2, -np.inf])),
     (39, "NaN array", InputError, "received nan in channel 0", step(np.array([np.nan, 1, 2], np.float32))),
@@ -268,18 +288,21 @@ FAULTS: list[tuple[int, str, type[OdestreamError], str, Fault]] = [
     (42, "twice in a batch", InputError, "one is given twice", twice_in_a_batch),
     (44, "backward", TimeError, "t = 9 does not advance past the stream's last time 10", step(t=9)),
     (45, "equal", TimeError, "t = 10 does not advance", step(t=10)),
-    (46, "NaN time", InputError, "t: received nan", step(t=float("nan"))),
-    (46, "infinite time", InputError, "t: received inf", step(t=float("inf"))),
+    (46, "NaN time", TimeError, "t: received nan", step(t=float("nan"))),
+    (46, "infinite time", TimeError, "t: received inf", step(t=float("inf"))),
+    (46, "infinite float32 time", TimeError, "t: received .*-inf", step(t=np.float32("-inf"))),
     (46, "no time", InputError, "t is missing", step(t=None)),
     (47, "out of order", TimeError, "^row 2: t = 25", lambda w: w.stream.steps([[1, 2, 3]] * 3, [20, 30, 25])),
     (48, "clock set back", TimeError, "send each time once and in order", step(t=10 - 3600 * 10**9)),
+    (49, "calls", GapError, r"more than the \d+ that 16 call", step(t=1 << 62)),
     (49, "gap", GapError, "start a new stream after such a gap", step(t=1 << 61)),
     (50, "64 bits", TimeError, "does not fit 64 bits", step(t=1 << 63)),
     (50, "below", TimeError, "does not fit 64 bits", step(t=-(1 << 63) - 1)),
     (52, "cut", SnapshotDamaged, "damaged or cut off", restoring(lambda blob: blob[:-1])),
     (52, "empty", SnapshotDamaged, "not a snapshot", restoring(lambda blob: b"")),
     (53, "flipped", SnapshotDamaged, "sha256 differs", restoring(lambda blob: blob[:-1] + bytes([blob[-1] ^ 1]))),
-    (54, "version", SnapshotError, "version '2'", restoring(lambda blob: MAGIC.replace(b"-1", b"-2") + blob[21:])),
+    (53, "flipped version", SnapshotDamaged, "version '3' but", restoring(lambda blob: blob.replace(b"-1", b"-3", 1))),
+    (54, "version", SnapshotError, "version '2'", restoring(lambda blob: of_version(blob, 2))),
     (54, "schema", SnapshotError, "schema 7", forging(lambda tensors, info: info.update(schema=7))),
     (55, "another model's", SnapshotError, "made by model", other_model),
     (56, "swapped tensors", SnapshotError, "state members are", forging(swap_members)),
@@ -287,6 +310,7 @@ FAULTS: list[tuple[int, str, type[OdestreamError], str, Fault]] = [
     (59, "NaN in a snapshot", SnapshotError, "state h is not finite", forging(into("h", np.nan))),
     (59, "infinity out", StateError, "the step was discarded", step([0, -3e38, 0])),
     (63, "two recorders", SessionBusy, "another process records here", two_recorders),
+    (63, "two fleets", SessionBusy, "another fleet puts its streams away here", two_fleets),
     (65, "two threads", SessionBusy, "in use by another thread", stopped_in_a_thread),
     (66, "closed", SessionBusy, "closed; make a new one", closed),
 ]

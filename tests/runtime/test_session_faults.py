@@ -3,6 +3,7 @@
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from odestream.runtime import (
     TimeError,
     load,
 )
-from tests.helpers.streams import continues_like, irregular, same
+from tests.helpers.streams import continues_like, irregular, same, same_state
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
 
@@ -78,7 +79,7 @@ FAULTS: list[tuple[str, type[OdestreamError], str, Callable[[Stream], object]]] 
     ("no time", InputError, "t is missing; give", lambda s: s.step([1, 2, 3])),
     ("float time", InputError, "t: received 20.0", lambda s: s.step([1, 2, 3], 20.0)),  # type: ignore[arg-type]
     ("bool time", InputError, "t: received True", lambda s: s.step([1, 2, 3], True)),
-    ("nan time", InputError, "t: received nan", lambda s: s.predict(float("nan"))),  # type: ignore[call-overload]
+    ("nan time", TimeError, "t: received nan", lambda s: s.predict(float("nan"))),  # type: ignore[call-overload]
     ("equal", TimeError, "t = 10 does not advance past the stream's last time 10", lambda s: s.step([1, 2, 3], 10)),
     ("backward", TimeError, "t = 9 does not advance", lambda s: s.step([1, 2, 3], 9)),
     ("64 bits", TimeError, "does not fit 64 bits", lambda s: s.step([1, 2, 3], 1 << 63)),
@@ -195,3 +196,28 @@ def test_what_is_not_finite_is_refused_in_wide_and_narrow_rows_and_large_numbers
             row[place : place + len(values)] = values
             with pytest.raises(InputError, match=rf"x: received {values[0]} in channel {place} "):
                 stream.step(row, 2)
+
+
+def test_after_a_load_that_fails_a_stream_is_as_it_was(model: Model, tmp_path: Path) -> None:
+    """States of another model's size, and one whose time fits no 64 bits."""
+    with load(write_tiny(tmp_path / "other", Tiny(channels=2))) as other:
+        stream, twin, foreign = model.stream(), model.stream(), other.stream()
+        foreign.step([1, 2], 40)
+        for each in (stream, twin):
+            each.step([1, 2, 3], 10)
+        with pytest.raises(StateError, match=r"a state has 4 values, expected 5; load one of this model"):
+            stream.load(foreign.save())
+        with pytest.raises(TimeError, match="does not fit 64 bits"):
+            stream.load(replace(twin.save(), tick=1 << 63))
+        assert same_state(stream.save(), twin.save())
+        assert continues_like(stream, twin)
+
+
+def test_a_time_that_is_left_out_does_not_leave_64_bits(tmp_path: Path) -> None:
+    with load(write_tiny(tmp_path / "b", Tiny(dt=False, frequencies=(), buckets=()))) as model:
+        stream = model.stream()
+        stream.step([1, 2, 3], (1 << 63) - 1)
+        before = stream.save()
+        with pytest.raises(TimeError, match="does not fit 64 bits"):
+            stream.step([1, 2, 3])
+        assert same_state(stream.save(), before)

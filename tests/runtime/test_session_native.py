@@ -60,6 +60,8 @@ ODD: list[list[Any]] = [
     [None, 1.0],
     [Decimal(1), 2.0],
     [np.array([1.0]), 2.0],
+    [16777217, 2],
+    [-16777217, 1 << 62],
 ]
 
 
@@ -105,6 +107,16 @@ def test_a_batch_answers_for_each_row_and_a_closed_stream_is_busy(native: Model)
     assert [stream.last_tick for stream in (streams[0], streams[1], streams[3])] == [t[0], None, t[0]]
     with pytest.raises(InputError, match="one is given twice"):
         Batcher(native).step([streams[0]] * 2, [x[1]] * 2, [t[1]] * 2)
+
+
+def test_integers_that_float32_cannot_hold_are_refused_in_a_batch_too(native: Model) -> None:
+    streams = [native.stream() for _ in range(3)]
+    rows = [np.array([16777216, -2]), np.array([16777217, -2]), np.array([1 << 40, -16777218])]
+    answers = Batcher(native).step(streams, rows, [10] * 3, [None] * 3)
+    assert [type(answer) for answer in answers] == [Output, InputError, Output]
+    for answer, row in ((answers[0], rows[0]), (answers[2], rows[2])):
+        assert isinstance(answer, Output)
+        assert same(answer, native.stream().step(row.astype(np.float32), 10))
 
 
 def test_an_output_s_arrays_are_the_callers_own(native: Model) -> None:

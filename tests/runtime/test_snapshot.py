@@ -117,7 +117,9 @@ def test_every_flipped_bit_is_refused(blob: bytes, model: Model, data: st.DataOb
 def test_another_model_s_snapshot_names_both(blob: bytes, model: Model, tmp_path: Path) -> None:
     with load(write_tiny(tmp_path / "other", Tiny(seed=5, name="other"))) as other:
         ours, theirs = model.manifest.identity[:12], other.manifest.identity[:12]
-        with pytest.raises(SnapshotError, match=f"made by model {ours}, this bundle is {theirs} .*other"):
+        remedy = "or give this one its memory from an input log: odestream replay LOG --bundle BUNDLE --snapshot FILE$"
+        names = rf"made by model {ours} \({model.manifest.name}\), this bundle is {theirs} \(other\), another model"
+        with pytest.raises(SnapshotError, match=f"{names}; .*, {remedy}"):
             other.restore(blob)
         with pytest.raises(SnapshotError, match="streams a belong to another model"):
             model.snapshot_streams({"a": other.stream()})
@@ -171,7 +173,9 @@ def test_content_that_does_not_fit_is_refused_although_the_digest_is_right(
     [
         (b"", "not a snapshot"),
         (b"PK\x03\x04", "not a snapshot"),
-        (b"odestream-snapshot-2\n" + bytes(100), "version '2', this odestream reads version 1"),
+        (b"odestream-snapshot-2\n" + hashlib.sha256(b"x").digest() + b"x", "version '2', this odestream reads 1"),
+        (b"odestream-snapshot-2\n" + bytes(100), "sha256 differs"),
+        (b"odestream-snapshot-1" + bytes(100), "sha256 differs"),
         (MAGIC + hashlib.sha256(b"").digest(), "not safetensors"),
         (MAGIC + hashlib.sha256(b"junk" * 9).digest() + b"junk" * 9, "not safetensors"),
     ],

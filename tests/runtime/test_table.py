@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from odestream.runtime.contract.manifest import TaskSpec, TimeSpec
 from odestream.runtime.errors import InputError, TimeError
-from odestream.runtime.table import Row, read_bytes, read_rows, read_table
+from odestream.runtime.table import Row, _natural, read_bytes, read_rows, read_table
 from odestream.runtime.timestamps import TICKS_PER_STEP, step_spec
 
 SECONDS = TimeSpec()
@@ -98,8 +99,12 @@ BAD = {
     "not UTF-8": (b"t,a,b\n1,2,\xff\n", InputError, r"not UTF-8 text .*; save the table as UTF-8 CSV"),
     "open quote": ('t,a,b\n1,2,"3\n', InputError, r"line 2: not CSV .*; correct the line"),
     "huge cell": ("t,a,b\n1,2," + "3" * 200_000, InputError, r"line 2: not CSV .*; correct the line"),
-    "equal times": ("t,a,b\n1,2,3\n1.0,2,3\n", TimeError, r"line 3: time 1.0 does not come after 1; sort the rows"),
-    "backward times": ("t,a,b\n5,2,3\n1,2,3\n", TimeError, r"line 3: time 1 does not come after 5; sort the rows"),
+    "equal times": (
+        "t,a,b\n1,2,3\n1.0,2,3\n",
+        TimeError,
+        r"line 3: time 1.0 does not come after 1; train with --stream",
+    ),
+    "backward times": ("t,a,b\n5,2,3\n1,2,3\n", TimeError, r"line 3: time 1 does not come after 5; .* sort the rows"),
     "empty time": ("t,a,b\n,2,3\n", TimeError, r"line 2: the time is empty; give every row a time"),
     "text for a time": ("t,a,b\nnoon,2,3\n", TimeError, r"line 2: time 'noon' is not a finite number of s; write it"),
     "time beyond 64 bits": ("t,a,b\n1e10,2,3\n", TimeError, r"line 2: time '1e10' does not fit .*; check"),
@@ -114,8 +119,22 @@ def test_bad_table_is_refused_in_words(text: str | bytes, error: type[Exception]
 
 
 def test_times_must_come_after_a_resumed_snapshot() -> None:
-    with pytest.raises(TimeError, match="line 2: time 3 does not come after 3 of the snapshot; sort"):
+    remedy = "leave out the rows up to then, or leave out --resume$"
+    with pytest.raises(
+        TimeError, match=f"line 2: time 3 does not come after 3, where the resumed stream ended; {remedy}"
+    ):
         rows_of("t,a,b\n3,1,1\n", last={"": 3 * 10**9})
+    with pytest.raises(TimeError, match="line 3: time 4 does not come after 5; .* sort the rows"):
+        rows_of("t,a,b\n5,1,1\n4,1,1\n", last={"": 3 * 10**9})
+
+
+def test_interleaved_streams_are_told_of_the_column_that_tells_them_apart() -> None:
+    """Where one was named, the time of a single stream goes back, and only sorting helps."""
+    text = "t,id,a,b,kind\n1,x,1,1,on\n1,y,1,1,on\n2,x,1,1,on\n1.5,x,1,1,on\n"
+    with pytest.raises(TimeError, match="line 3: .*; train with --stream COLUMN where a column tells several streams"):
+        rows_of(text)
+    with pytest.raises(TimeError, match="line 5: time 1.5 of stream 'x' does not come after 2; sort the rows by time"):
+        rows_of(text, CLASSIFY)
 
 
 def test_empty_stream_name_is_refused() -> None:
@@ -183,6 +202,13 @@ def test_table_chooses_its_clock_from_the_whole_column(tmp_path: Path) -> None:
     assert table.series[0].ticks[0] < -(280 * 365 * 86_400 * 10**6) + 1
 
 
+def test_table_whose_times_lie_further_apart_than_64_bits_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("t,a,b\n-5e12,1,2\n0,1,2\n5e12,1,2\n")
+    with pytest.raises(TimeError, match="line 4: the time lies 10{19} ticks after .* 64 bits; give a shorter"):
+        read_table(path, FORECAST, unit="step")
+
+
 @pytest.mark.parametrize(
     ("text", "task", "message"),
     [
@@ -198,6 +224,13 @@ def test_table_that_cannot_train_is_refused(tmp_path: Path, text: str, task: Tas
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         read_table(path, task)
+
+
+def test_labels_that_read_as_no_finite_number_are_words_and_order_the_classes_alike_in_every_process() -> None:
+    labels = ["nan", "2", "10", "NaN", "1", "inf", "-nan", "-inf", "off", "1.0"]
+    expected = ["1", "1.0", "2", "10", "-inf", "-nan", "NaN", "inf", "nan", "off"]
+    for order in itertools.islice(itertools.permutations(labels), 0, None, 9973):
+        assert sorted(order, key=_natural) == expected
 
 
 def test_unknown_label_is_refused(tmp_path: Path) -> None:

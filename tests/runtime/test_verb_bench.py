@@ -21,9 +21,11 @@ from odestream.runtime.bundle import Bundle
 from odestream.runtime.cli import main
 from odestream.runtime.contract.manifest import TimeSpec
 from odestream.runtime.contract.tolerances import TOLERANCES, tolerances
+from odestream.runtime.verbs.console import engine_versions
 from odestream.runtime.verbs.latency import ROUNDS, Measured, Subject, measure, median_ratio, summary
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
+LEAST_CALLS = {"p50_us": 2, "p90_us": 10, "p99_us": 100, "p99.9_us": 1000}
 SIZES = ((1, 1), (1, 3), (4, 1))  # solver steps and batch of the bare engine, for buckets 1 and 4, batches 1 and 3
 
 
@@ -68,6 +70,12 @@ def test_summary_of_known_times() -> None:
     assert figures["p50_spread_us"] == [500.5, 501.5]
     assert figures["rows_per_second"] == pytest.approx(4 / 501.0e-6, rel=1e-3)
     assert figures["deadline_misses"] is None
+
+
+def test_a_percentile_beyond_which_there_is_no_call_is_left_out() -> None:
+    for key, least in LEAST_CALLS.items():
+        for count in (least - 1, least):
+            assert (summary(Measured(subject(), (np.arange(1, count + 1),), 0))[key] is None) == (count < least)
 
 
 def test_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
@@ -115,10 +123,21 @@ def test_bench_writes_figures_of_step_and_engine(
         ("engine", usual, 3, "back-to-back"),
         *(("engine", steps, 1, "back-to-back") for steps in tiny.buckets[1:]),
     ]
-    assert all(0 < row["p50_us"] <= row["p99_us"] <= row["p99.9_us"] <= row["max_us"] for row in report["measurements"])
+    for row in report["measurements"]:
+        told = [row[key] for key, least in LEAST_CALLS.items() if row["calls"] >= least]
+        assert 0 < told[0] <= row["max_us"]
+        assert told == sorted(told)
+        assert all(row[key] is None for key, least in LEAST_CALLS.items() if row["calls"] < least)
     assert report["versions"]["onnxruntime"]
     assert report["threads"] == 1
     assert "Stream.step" in capsys.readouterr().out
+
+
+def test_kernels_of_our_own_have_the_version_of_this_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"odestream": "0.1.0", "numpy": "2.0", "onnxruntime-gpu": "1.20", "tensorrt-rtx-cu13-bindings": "1.7"}
+    monkeypatch.setattr("odestream.runtime.verbs.console._version", installed.get)
+    found = {"native": "0.1.0", "native-cuda": "0.1.0", "onnxruntime": "1.20", "tensorrt": "1.7", "unheard": None}
+    assert engine_versions(*found) == {"odestream": "0.1.0", "numpy": "2.0", **found}
 
 
 def test_bench_tells_what_the_solver_of_its_streams_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from odestream.runtime.cli import main
+from odestream.runtime.guards import BY_NUMPY
+from odestream.runtime.kernels.build_cuda import CUDA_COMMAND
+from odestream.runtime.kernels.cuda_library import CUDA_LIBRARY_VARIABLE
 from odestream.runtime.kernels.library import LIBRARY_VARIABLE
 from odestream.runtime.verbs import doctor as verb
 
@@ -55,6 +58,14 @@ def test_missing_engine_names_the_extra_of_this_board(
     assert (part.ready, part.install) == (False, install)
 
 
+def test_guards_that_are_not_compiled_name_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "GUARDS", BY_NUMPY)
+    part = verb.guards_part()
+    assert (part.ready, part.install) == (False, "python -m odestream.runtime.kernels.build")
+    monkeypatch.setattr(verb, "GUARDS", BY_NUMPY._replace(compiled=True))
+    assert verb.guards_part().ready
+
+
 def test_no_backend_is_status_1(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,6 +74,24 @@ def test_no_backend_is_status_1(
     monkeypatch.setattr(verb, "versions", lambda *names: dict.fromkeys(names))
     assert main(["doctor"]) == 1
     assert "pip install 'odestream[train]'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("board", "detail", "install"),
+    [
+        (PLAIN, "without an NVIDIA driver", f"only where there is a GPU: {CUDA_COMMAND}"),
+        (PLAIN | {"nvidia_driver": "NVRM version"}, "not a CUDA library of odestream", CUDA_COMMAND),
+        (PLAIN | {"jetson": "# R36", "architecture": "aarch64"}, "not a CUDA library of odestream", CUDA_COMMAND),
+    ],
+)
+def test_kernels_for_a_gpu_are_to_be_built_only_where_there_is_one(
+    board: dict[str, str | None], detail: str, install: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(CUDA_LIBRARY_VARIABLE, str(tmp_path / "none.so"))
+    part = verb.native_cuda_part(board)
+    assert not part.ready
+    assert detail in part.detail
+    assert part.install == install
 
 
 def test_missing_extra_names_the_packages() -> None:

@@ -98,6 +98,8 @@ def test_a_new_model_is_filled_and_goes_on(log: Path, tmp_path: Path, capsys: py
     assert replay(log, "--bundle", new, "--snapshot", tmp_path / "s") == 0
     assert "3 streams of new from 60 rows" in capsys.readouterr().out
     second = write_table(tmp_path / "second.csv", [HEADER, *rows(30, 1, 100.0)])
+    assert run(new, second, "--resume", log) == 2
+    assert refusal(capsys).endswith(f": odestream replay {log} --bundle BUNDLE --snapshot FILE"), "what was done here"
     assert run(new, second, "--resume", tmp_path / "s") == 0
     filled = capsys.readouterr().out
     whole = write_table(tmp_path / "whole.csv", [HEADER, *rows(), *rows(30, 1, 100.0)])

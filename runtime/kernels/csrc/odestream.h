@@ -2,8 +2,8 @@
  *
  * A model is made from a configuration and named weights, both as they stand in a bundle's manifest, and is never
  * written to afterwards: threads may share it, each with streams, or with calls and scratch, of its own. A model
- * outlives its streams. Once they are made, nothing is allocated. Functions that can fail return null or a status other
- * than ODESTREAM_OK, and say why in odestream_last_error().
+ * outlives its streams. Once they are made, stepping and predicting allocate nothing. Functions that can fail return
+ * null or a status other than ODESTREAM_OK, and say why in odestream_last_error().
  */
 #ifndef ODESTREAM_H
 #define ODESTREAM_H
