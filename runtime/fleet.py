@@ -149,8 +149,8 @@ class Fleet:
 
     def recall(self, pasts: Mapping[str, Sequence[Block]]) -> None:
         """Let streams take late rows as far back as those of another fleet, which they were restored from."""
-        for name, past in pasts.items():
-            self._members[name].recall(past)
+        for name in pasts.keys() & self._members.keys():
+            self._members[name].recall(pasts[name])
 
     def snapshot(self) -> bytes:
         """All streams; SnapshotError where there are none, or where one that was put away can no longer be read."""

@@ -34,8 +34,8 @@ class Replayed:
 class Moment:
     """A row of a log that was run again.
 
-    before: its stream, None where the row began it. earlier: the row before it, where the log holds one, and the stream
-    before that. tick: the row's time. buckets: see `Model.stream`.
+    before: its stream, None where the row began it. earlier: the row before it, where its segment holds one, and the
+    stream before that. tick: the row's time. buckets: see `Model.stream`.
     """
 
     replayed: Replayed

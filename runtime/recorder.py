@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from odestream.runtime.atomic import new_file, remove_leftovers
 from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.contract.spec import TensorSpec
-from odestream.runtime.errors import InputError, LogError, SessionBusy
+from odestream.runtime.errors import InputError, LogError, SessionBusy, SnapshotError
 from odestream.runtime.inputlog import SUFFIX, CallEncoder, LogHead, Past, decode_segment, encode_eviction, encode_head
 from odestream.runtime.snapshot import encode_snapshot
 
@@ -125,11 +125,10 @@ class Recorder:
         return True
 
     def _go_on(self, fleet: Fleet) -> None:
-        """Go on in a new segment; after a LogError in the one before, unless that is torn."""
+        """Go on in a new segment; after a LogError the one before goes on, unless it is torn."""
         encoder = CallEncoder(observed(fleet.model.manifest))
         sequence = 1 + max(map(_sequence, segment_paths(self.folder)), default=0)
-        data = encode_head(_head(fleet, sequence), fleet.snapshot() if fleet.names else b"")
-        data += b"".join(map(encoder.encode_past, _pasts(fleet)))
+        data = _beginning(fleet, sequence, encoder, self.folder)
         most = max(self._limit // SEGMENTS, 2 * len(data))
         path = self.folder / f"{sequence:012d}{SUFFIX}"
         try:
@@ -199,6 +198,15 @@ def observed(manifest: Manifest) -> TensorSpec:
 
 def _sequence(path: Path) -> int:
     return int(path.stem)
+
+
+def _beginning(fleet: Fleet, sequence: int, encoder: CallEncoder, folder: Path) -> bytes:
+    """What a segment begins with; LogError where a stream that was put away can no longer be read."""
+    try:
+        data = encode_head(_head(fleet, sequence), fleet.snapshot() if fleet.names else b"")
+    except SnapshotError as cause:
+        raise LogError(f"{folder}: the log cannot go on, for want of a stream; {cause}") from cause
+    return data + b"".join(map(encoder.encode_past, _pasts(fleet)))
 
 
 def _head(fleet: Fleet, sequence: int) -> LogHead:

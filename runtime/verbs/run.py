@@ -182,6 +182,8 @@ def _tell(fleet: Fleet, tally: Tally, report: Path | None, force: bool) -> None:
     if telemetry.deadline is not None:
         limit = f"the deadline of {1e3 * telemetry.deadline:g} ms"
         print(f"odestream: {telemetry.missed:,} of {telemetry.calls:,} calls missed {limit}", file=sys.stderr)
+    if telemetry.unlogged:
+        print(f"odestream: the log lacks {telemetry.unlogged:,} of {telemetry.calls:,} calls", file=sys.stderr)
     if report is not None:
         streams = {name: as_json(counters) for name, counters in counts.items()}
         about = {"bundle": manifest.name, "identity": manifest.identity}

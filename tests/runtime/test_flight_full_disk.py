@@ -13,6 +13,7 @@ from odestream.runtime.fleet import Answer, Fleet, Observation
 from odestream.runtime.flight import replay, resume
 from odestream.runtime.pool import Pool
 from odestream.runtime.recorder import Recorder, read_segments, segment_paths
+from odestream.runtime.shelf import Shelf
 from tests.helpers.full_disk import Disk, mounted
 from tests.helpers.run_verb import ROWS, refusal, run, write_table
 from tests.helpers.streams import same_state
@@ -183,6 +184,42 @@ def test_a_log_that_cannot_begin_is_refused_before_any_row(
     (disk.folder / ".lock").unlink()
     assert run(tiny_path, write_table(tmp_path / "t.csv", ROWS), "--record", disk.folder) == 2
     assert "the log cannot be written" in refusal(capsys)
+
+
+def test_a_run_tells_of_a_call_that_its_log_lacks(
+    tiny_path: Path, tmp_path: Path, disk: Disk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_table(tmp_path / "t.csv", ROWS[:3])
+    assert run(tiny_path, table, "--record", tmp_path / "whole") == 0
+    (whole,) = segment_paths(tmp_path / "whole")
+    assert "log lacks" not in capsys.readouterr().err
+    disk.folder.mkdir()
+    disk.holds = whole.stat().st_size - 1
+    assert run(tiny_path, table, "--record", disk.folder) == 0
+    assert "odestream: the log lacks 1 of 2 calls" in capsys.readouterr().err
+
+
+def test_a_stream_that_the_shelf_lost_ends_no_segment_that_is_whole(
+    model: Model, disk: Disk, record: Record, tmp_path: Path
+) -> None:
+    (tmp_path / "shelf").mkdir()
+    fleet = Fleet(model, shelf=Shelf(tmp_path / "shelf"), recorder=record(SMALLEST))
+    fleet.step([Observation("lost", [1, 2, 3], 0)])
+    fleet.evict(["lost"])
+    for path in (tmp_path / "shelf").glob("*.snapshot"):
+        path.write_bytes(b"spoiled")
+    for t in range(400):
+        assert isinstance(step(fleet, t), Output)
+    (segment,) = read_segments(disk.folder)
+    assert len(segment.events) == 402
+    disk.fill()
+    assert isinstance(step(fleet, 400), Output)
+    disk.holds = None
+    assert "for want of a stream" in str(step(fleet, 401))
+    fleet.forget(["lost"])
+    assert isinstance(step(fleet, 401), Output)
+    assert resume(model, disk.folder).snapshot() == fleet.snapshot()
+    fleet.close()
 
 
 def test_rows_of_a_pool_that_its_log_cannot_take_are_refused(model: Model, disk: Disk, record: Record) -> None:
