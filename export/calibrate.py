@@ -181,12 +181,26 @@ def refuse_uncalibrated(factor: float, record: Calibration) -> None:
     """ExportError, naming the worst kind, unless the target is reached."""
     if record.reached:
         return
-    row = min(record.rows, key=covered)
     raise ExportError(
-        f"no safety factor keeps {TARGET:.0%} of the unflagged calls within tolerance: with {factor:g}, the best, "
-        f"{row.within} of {row.calls - row.flagged} of the kind {row.kind!r} do ({covered(row):.1%}), and "
-        f"{row.flagged} more are flagged; export buckets of more steps, a looser --rtol and --atol, or pass "
+        f"no safety factor is known to keep {TARGET:.0%} of the unflagged calls within tolerance: "
+        f"{_shortcoming(factor, record.rows)}; export buckets of more steps, a looser --rtol and --atol, or pass "
         "--allow-uncalibrated"
+    )
+
+
+def _shortcoming(factor: float, rows: Sequence[CoverageRow]) -> str:
+    """Of what kind too many calls were wrong, or too few left unflagged to tell."""
+    worst = min(rows, key=lambda row: covered(row) if row.calls > row.flagged else 1.0)
+    fewest = min(rows, key=lambda row: row.calls - row.flagged)
+    left = fewest.calls - fewest.flagged
+    if left < ENOUGH and (left == 0 or covered(worst) >= TARGET):
+        return (
+            f"these buckets are so coarse for it that even {factor:g} flags {fewest.flagged:,} of {fewest.calls:,} "
+            f"calls of the kind {fewest.kind!r}, and leaves too few to judge by ({left})"
+        )
+    return (
+        f"with {factor:g}, the best, {worst.within:,} of {worst.calls - worst.flagged:,} of the kind {worst.kind!r} do "
+        f"({covered(worst):.2%}), and {worst.flagged:,} more are flagged"
     )
 
 

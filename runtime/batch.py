@@ -60,28 +60,29 @@ class Batcher:
     def _refuse(self, streams: Sequence[Stream], count: int) -> None:
         if len(streams) != count:
             raise InputError(f"x: received {count} rows for {len(streams)} streams; give one for each")
-        if len({id(stream) for stream in streams}) != count:
+        if len(set(map(id, streams))) != count:
             raise InputError("streams: one is given twice; step it once now and again in the next call")
-        if any(stream.model is not self._model for stream in streams):
+        if {id(stream.model) for stream in streams} - {id(self._model)}:
             raise InputError(f"streams: one is not of this model ({self._model.manifest.name}); batch it with its own")
 
     def _step(self, streams: Sequence[Stream], x: Rows, t: Rows, mask: Rows) -> list[Output | OdestreamError]:
-        answers: dict[int, Output | OdestreamError] = {}
-        entered: list[int] = []
+        refused: dict[int, SessionBusy] = {}
+        entered: list[Stream] = []
         try:
             for row, stream in enumerate(streams):
-                refusal = _refusal(stream)
-                if refusal is None:
-                    entered.append(row)
+                if (refusal := _refusal(stream)) is None:
+                    entered.append(stream)
                 else:
-                    answers[row] = refusal
-            if answers:
-                x, t, mask = ([values[row] for row in entered] for values in (x, t, mask))
-            found = self._batch.step([streams[row]._core for row in entered], x, t, mask)
-            answers.update(zip(entered, found, strict=True))
+                    refused[row] = refusal
+            cores = [stream._core for stream in entered]
+            if not refused:
+                return self._batch.step(cores, x, t, mask)
+            given = [row for row in range(len(streams)) if row not in refused]
+            found = self._batch.step(cores, *([values[row] for row in given] for values in (x, t, mask)))
         finally:
-            for row in entered:
-                streams[row]._lock.release()
+            for stream in entered:
+                stream._lock.release()
+        answers = dict(zip(given, found, strict=True)) | refused
         return [answers[row] for row in range(len(streams))]
 
 

@@ -16,9 +16,9 @@ from odestream.runtime.batch import LARGEST, Batcher
 from odestream.runtime.errors import GapError, InputError, LogError, OdestreamError
 from odestream.runtime.generations import read_generation
 from odestream.runtime.history import Block
-from odestream.runtime.member import Member, Observation
+from odestream.runtime.member import Member, Observation, check_name
 from odestream.runtime.model import Model
-from odestream.runtime.policies import RESET, Policies
+from odestream.runtime.policies import ERROR, REPLAY, RESET, Policies
 from odestream.runtime.records import Counters, Output, StreamState
 from odestream.runtime.shelf import Shelf
 from odestream.runtime.snapshot import decode_snapshot, encode_snapshot
@@ -27,9 +27,6 @@ from odestream.runtime.telemetry import Telemetry
 Answer = Output | OdestreamError
 
 _LOG = logging.getLogger(__name__)
-
-LONGEST_NAME = 16_383
-"""Characters of a stream's name; four bytes each at most, which a log counts in 16 bits."""
 
 
 class CallLog(Protocol):
@@ -93,12 +90,13 @@ class Fleet:
         """One observation for each of several streams; each row's answer is its stream's, or its error.
 
         A row that fails changes nothing, not even the list of streams. InputError, before any row, for a stream that
-        is named twice, and for a name that is too long. Where the log cannot take the call, each row's answer is that
-        LogError, and may be sent again.
+        is named twice, and for a name that is none (`check_name`). Where the log cannot take the call, each row's
+        answer is that LogError, and it may be sent again.
         """
         names = [row.stream for row in rows]
-        if max(map(len, names), default=0) > LONGEST_NAME:
-            raise InputError(f"streams: a name has more than {LONGEST_NAME} characters; give it a shorter one")
+        for name in names:
+            if type(name) is not str or name not in self._members:
+                check_name(name)
         if len(set(names)) != len(names):
             raise InputError("streams: one is named twice; step it once now and again in the next call")
         start = time.perf_counter()
@@ -249,31 +247,37 @@ class Fleet:
         return None
 
     def _answers(self, rows: Sequence[Observation], members: Sequence[Member | OdestreamError]) -> list[Answer]:
-        answers: list[Answer | None] = [None] * len(rows)
-        together: list[tuple[int, Member]] = []
-        for place, (row, member) in enumerate(zip(rows, members, strict=True)):
+        apart: dict[int, Answer] = {}
+        together: list[Member] = []
+        for place, member in enumerate(members):
             if isinstance(member, OdestreamError):
-                answers[place] = member
-            elif member.is_late(row.t):
-                answers[place] = _attempt(member.insert, row)
+                apart[place] = member
+            elif self.policies.on_late == REPLAY and member.is_late(rows[place].t):
+                apart[place] = _attempt(member.insert, rows[place])
             else:
-                together.append((place, member))
-        for (place, member), answer in zip(together, self._together(rows, together), strict=True):
-            answers[place] = self._settle(rows[place], member, answer)
-        return [answer for answer in answers if answer is not None]
+                together.append(member)
+        if not apart:
+            return self._together(rows, together)
+        rest = [place for place in range(len(rows)) if place not in apart]
+        apart.update(zip(rest, self._together([rows[place] for place in rest], together), strict=True))
+        return [apart[place] for place in range(len(rows))]
 
-    def _together(self, rows: Sequence[Observation], members: Sequence[tuple[int, Member]]) -> list[Answer]:
+    def _together(self, rows: Sequence[Observation], members: Sequence[Member]) -> list[Answer]:
         """Step rows by the batch; a row that is alone as by itself."""
         if len(members) == 1:
-            place, member = members[0]
-            return [_attempt(member.step, rows[place])]
-        filled = [member.fill(rows[place]) for place, member in members]
-        x, mask = [each[0] for each in filled], [each[1] for each in filled]
-        ticks = [rows[place].t for place, _ in members]
-        answers = self._batcher.step([member.stream for _, member in members], x, ticks, mask)  # type: ignore[arg-type]
-        for (place, member), answer, each in zip(members, answers, filled, strict=True):
+            return [self._settle(rows[0], members[0], _attempt(members[0].step, rows[0]))]
+        x, mask = [row.x for row in rows], [row.mask for row in rows]
+        if self.policies.on_missing != ERROR:
+            for place, (member, row) in enumerate(zip(members, rows, strict=True)):
+                x[place], mask[place] = member.fill(row)
+        ticks = [row.t for row in rows]
+        answers = self._batcher.step([member.stream for member in members], x, ticks, mask)  # type: ignore[arg-type]
+        for place, (row, member, answer) in enumerate(zip(rows, members, answers, strict=True)):
             if isinstance(answer, Output):
-                member.accepted(rows[place], *each)
+                member.accepted(row, x[place], mask[place])
+                self._keep(row.stream, member)
+            else:
+                answers[place] = self._settle(row, member, answer)
         return answers
 
     def _settle(self, row: Observation, member: Member, answer: Answer) -> Answer:
@@ -285,9 +289,12 @@ class Fleet:
                 self.ended.setdefault(row.stream, Counters()).add(ended.stream.counters)
                 ended.stream.close()
         if isinstance(answer, Output):
-            self._members[row.stream] = member
-            self._shelf.discard(row.stream)
+            self._keep(row.stream, member)
         return answer
+
+    def _keep(self, name: str, member: Member) -> None:
+        self._members[name] = member
+        self._shelf.discard(name)
 
     def _find(self, name: str) -> Member | OdestreamError:
         try:

@@ -10,12 +10,16 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
+from odestream.runtime.errors import InputError
 from odestream.runtime.history import Block, Checkpoint, History, Seen
 from odestream.runtime.intake import as_array
 from odestream.runtime.model import Model
 from odestream.runtime.policies import REPLAY, Filler, Policies
 from odestream.runtime.records import Output, StreamState
 from odestream.runtime.session import Stream
+
+LONGEST_NAME = 16_383
+"""Characters of a stream's name; four bytes each at most, which a log counts in 16 bits."""
 
 
 class Observation(msgspec.Struct, frozen=True, eq=False):
@@ -28,6 +32,18 @@ class Observation(msgspec.Struct, frozen=True, eq=False):
     x: ArrayLike
     t: int | None = None
     mask: ArrayLike | None = None
+
+
+def check_name(name: object) -> None:
+    """InputError for what names no stream: no text, text that UTF-8 cannot write, or too much of it."""
+    if not isinstance(name, str):
+        raise InputError(f"streams: a name is {name!r} ({type(name).__name__}); give text")
+    if len(name) > LONGEST_NAME:
+        raise InputError(f"streams: a name has more than {LONGEST_NAME} characters; give it a shorter one")
+    try:
+        name.encode()
+    except UnicodeEncodeError as cause:
+        raise InputError(f"streams: the name {name!r} is no text of Unicode; give one that UTF-8 can write") from cause
 
 
 class Member:

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -24,12 +25,12 @@ from numpy.typing import ArrayLike
 from odestream.runtime.errors import InputError, SessionBusy
 from odestream.runtime.fleet import Fleet
 from odestream.runtime.generations import write_generation
-from odestream.runtime.member import Observation
+from odestream.runtime.member import Observation, check_name
+from odestream.runtime.pending import Answer, ForFuture, ForLoop, ForThread, Pending, wake_loops
 from odestream.runtime.records import Output
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
-_Job = tuple[Observation, "Future[Output]"]
 
 
 class Pool:
@@ -50,8 +51,11 @@ class Pool:
         self._wait = wait_us / 1e6
         self._most = most
         self._idle = idle
-        self._changed = threading.Condition()
-        self._jobs: dict[str, deque[_Job]] = {}
+        self._lock = threading.Lock()
+        self._came, self._left = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._next: dict[str, Pending] = {}  # each stream's next row, by turns
+        self._later: dict[str, deque[Pending]] = {}  # the rows behind it
+        self._line: deque[Pending] = deque()  # the rows before the door, while as many wait as may
         self._waiting = 0
         self._running = 0
         self._oldest = self._next_look = 0.0
@@ -71,36 +75,31 @@ class Pool:
         """Hand in a row; the future gives its Output, or raises its error, which no other row has.
 
         The values are copied. timeout: seconds to wait for room, None for as long as it takes. SessionBusy where there
-        is no room in time, and where the pool is closed.
+        is no room in time, where the pool is closed, and where a future's callback would have to wait. InputError for a
+        name that is none.
         """
-        row = Observation(stream, _own(x), t, None if mask is None else _own(mask))
-        future: Future[Output] = Future()
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._closed or self._waiting < self._most, timeout):
-                raise SessionBusy(f"{self._waiting} rows wait already, the most that the pool takes; send rows slower")
-            if self._closed:
-                raise SessionBusy("the pool is closed; make a new one over an open model")
-            if not self._waiting:
-                self._oldest = time.monotonic()
-            self._jobs.setdefault(stream, deque()).append((row, future))
-            self._waiting += 1
-            if self._waiting == 1 or len(self._jobs) >= self._fleet.largest:
-                self._changed.notify_all()  # rows in between would only wake the thread to wait on
-        return future
+        pending = ForFuture(_observation(stream, x, t, mask))
+        self._hand_in(pending, timeout)
+        return pending.future
 
     def step(self, stream: str, x: ArrayLike, t: int | None = None, mask: ArrayLike | None = None) -> Output:
         """Hand in a row and wait for its answer."""
-        return self.submit(stream, x, t, mask).result()
+        self._refuse_own_thread("step")
+        pending = ForThread(_observation(stream, x, t, mask))
+        self._hand_in(pending)
+        return pending.wait()
 
     async def astep(self, stream: str, x: ArrayLike, t: int | None = None, mask: ArrayLike | None = None) -> Output:
-        """The same for coroutines: neither the answer nor a full pool blocks the event loop."""
+        """The same for coroutines: neither the answer nor a full pool blocks the event loop.
+
+        Rows that wait for room keep the order in which they were handed in.
+        """
         import asyncio  # costs what half of this package costs to import; whoever calls this has it
 
-        try:
-            future = self.submit(stream, x, t, mask, timeout=0)
-        except SessionBusy:
-            future = await asyncio.to_thread(self.submit, stream, x, t, mask)
-        return await asyncio.wrap_future(future)
+        pending = ForLoop(_observation(stream, x, t, mask), asyncio.get_running_loop())
+        with self._lock:
+            self._line_up(pending)
+        return await pending.wait()
 
     def predict(self, stream: str, t: int) -> Output:
         """What the model expects of a stream after the rows that were answered; the stream is unchanged."""
@@ -113,17 +112,25 @@ class Pool:
 
     def drain(self) -> None:
         """Wait until every row that was handed in is answered."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._waiting and not self._running)
+        self._refuse_own_thread("drain")
+        with self._lock:
+            self._left.wait_for(lambda: not self._waiting and not self._running)
 
     def close(self, snapshot: Path | None = None) -> None:
         """Refuse new rows, answer those that wait, then save and end the streams. Closing twice is allowed.
 
         Where the snapshot cannot be written the streams live on: close again, with another path or without one.
         """
-        with self._changed:
+        self._refuse_own_thread("close")
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            before_the_door = [pending for pending in self._line if isinstance(pending, ForLoop)]
+            self._line.clear()
+            self._came.notify_all()
+            self._left.notify_all()
+        for pending in before_the_door:
+            pending.settle(_closed())
+        wake_loops(before_the_door)
         self._thread.join()
         if self._ended:
             return
@@ -140,18 +147,60 @@ class Pool:
     ) -> None:
         self.close()
 
+    def _hand_in(self, pending: Pending, timeout: float | None = None) -> None:
+        with self._lock:
+            if self._line_up(pending):
+                return
+            room = False
+            if threading.current_thread() is not self._thread:
+                room = self._left.wait_for(lambda: pending.entered or self._closed, timeout)
+            if pending.entered:
+                return
+            if room:
+                raise _closed()
+            self._line.remove(pending)
+            raise SessionBusy(f"{self._waiting} rows wait already, the most that the pool takes; send rows slower")
+
+    def _line_up(self, pending: Pending) -> bool:
+        """Let a row in, or have it wait before the door, behind those that came earlier."""
+        if self._closed:
+            raise _closed()
+        if self._waiting >= self._most:
+            self._line.append(pending)
+        else:
+            self._enter(pending)
+        return pending.entered
+
+    def _enter(self, pending: Pending) -> None:
+        pending.entered = True
+        stream = pending.row.stream
+        if not self._waiting:
+            self._oldest = time.monotonic()
+        if stream in self._next:
+            self._later.setdefault(stream, deque()).append(pending)
+        else:
+            self._next[stream] = pending
+        self._waiting += 1
+        if self._waiting == 1 or len(self._next) >= self._fleet.largest:
+            self._came.notify_all()  # rows in between would only wake the thread to wait on
+
+    def _refuse_own_thread(self, call: str) -> None:
+        """A future's callback runs in the pool's thread, which cannot wait for itself."""
+        if threading.current_thread() is self._thread:
+            raise SessionBusy(f"{call} waits for the thread that it was called from; call it from another thread")
+
     def _with_fleet(self, use: Callable[[Fleet], T]) -> T:
         with self._using:
             return use(self._fleet)
 
     def _work(self) -> None:
         while True:
-            with self._changed:
-                jobs = self._gather()
-            if jobs is None:
+            with self._lock:
+                rows = self._gather()
+            if rows is None:
                 return
-            if jobs:
-                self._answer(jobs)
+            if rows:
+                self._answer(rows)
             self._put_idle_away()
 
     def _put_idle_away(self) -> None:
@@ -164,51 +213,69 @@ class Pool:
             except Exception as error:  # noqa: BLE001 (a full disk must not end the thread that callers wait for)
                 _LOG.warning("idle streams stay awake (%s); look at the shelf's disk", error)
 
-    def _gather(self) -> list[_Job] | None:
+    def _gather(self) -> list[Pending] | None:
         """The rows of the next call; none where streams may have become idle, None where the pool is done."""
         look = None if self._idle is None else self._idle / 4
-        if not self._changed.wait_for(lambda: self._waiting or self._closed, look):
+        if not self._came.wait_for(lambda: self._waiting or self._closed, look):
             return []
         if not self._waiting:
             return None
         enough = self._fleet.largest
         left = self._oldest + self._wait - time.monotonic()
-        self._changed.wait_for(lambda: len(self._jobs) >= enough or self._closed, max(left, 0))
-        jobs = []
-        for stream in list(self._jobs)[:enough]:
-            waiting = self._jobs.pop(stream)
-            jobs.append(waiting.popleft())
-            if waiting:
-                self._jobs[stream] = waiting  # at the end: the others have their turn first
-        self._waiting -= len(jobs)
-        self._running = len(jobs)
+        self._came.wait_for(lambda: len(self._next) >= enough or self._closed, max(left, 0))
+        rows = self._take(enough)
+        self._waiting -= len(rows)
+        self._running = len(rows)
         self._oldest = time.monotonic()
-        self._changed.notify_all()
-        return jobs
+        while self._line and self._waiting < self._most:
+            self._enter(self._line.popleft())
+        self._left.notify_all()
+        return rows
 
-    def _answer(self, jobs: Sequence[_Job]) -> None:
-        live = [(row, future) for row, future in jobs if future.set_running_or_notify_cancel()]
-        try:
-            answers = self._with_fleet(lambda fleet: fleet.step([row for row, _ in live]))
-        except BaseException as error:  # noqa: BLE001 (whoever waits must hear of it; the thread must go on)
-            for _, future in live:
-                future.set_exception(error)
+    def _take(self, most: int) -> list[Pending]:
+        """A row of each of the streams whose turn it is; their next rows go behind those of the others."""
+        if len(self._next) <= most:
+            taken, self._next = self._next, {}
         else:
-            for (_, future), answer in zip(live, answers, strict=True):
-                if isinstance(answer, Output):
-                    future.set_result(answer)
-                else:
-                    future.set_exception(answer)
+            taken = {stream: self._next.pop(stream) for stream in list(islice(self._next, most))}
+        for stream in taken if self._later else ():
+            if later := self._later.get(stream):
+                self._next[stream] = later.popleft()
+                if not later:
+                    del self._later[stream]
+        return [*taken.values()]
+
+    def _answer(self, rows: Sequence[Pending]) -> None:
+        live = [row for row in rows if row.begin()]
+        answers: Sequence[Answer]
+        try:
+            answers = self._with_fleet(lambda fleet: fleet.step([row.row for row in live]))
+        except BaseException as error:  # noqa: BLE001 (whoever waits must hear of it; the thread must go on)
+            answers = [error] * len(live)
+        try:
+            for row, answer in zip(live, answers, strict=True):
+                row.settle(answer)
+            wake_loops(live)
         finally:
-            with self._changed:
+            with self._lock:
                 self._running = 0
-                self._changed.notify_all()
+                self._left.notify_all()
+
+
+def _observation(stream: str, x: ArrayLike, t: int | None, mask: ArrayLike | None) -> Observation:
+    """A row of its own; a name that is none is refused here, where no other row shares its call."""
+    check_name(stream)
+    return Observation(stream, _own(x), t, None if mask is None else _own(mask))
+
+
+def _closed() -> SessionBusy:
+    return SessionBusy("the pool is closed; make a new one over an open model")
 
 
 def _own(values: ArrayLike) -> ArrayLike:
     """A copy that the caller cannot change; the stream judges what it is."""
-    if isinstance(values, np.ndarray) and not values.dtype.hasobject:
-        return np.array(values)  # in a tenth of the time
+    if isinstance(values, np.ndarray) and not values.dtype.hasobject:  # in a tenth of the time
+        return values.copy() if type(values) is np.ndarray else np.array(values)
     try:
         return copy.deepcopy(values)
     except TypeError:

@@ -63,11 +63,12 @@ class Telemetry:
                 streams[row.stream] = 1
             else:
                 self.others += 1
-            self.flagged += answer.flagged
-            self.reruns += answer.reruns
-            self.split += answer.calls > 1
             if answer.bucket is not None:
                 self.buckets[answer.bucket] = self.buckets.get(answer.bucket, 0) + 1
+            if answer.flagged or answer.reruns or answer.calls > 1:  # few are any of it
+                self.flagged += answer.flagged
+                self.reruns += answer.reruns
+                self.split += answer.calls > 1
 
     def quantile(self, q: float) -> float:
         """Seconds that the share `q` of the calls did not exceed, as an upper bound of the histogram; 0 before any."""

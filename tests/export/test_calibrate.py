@@ -116,8 +116,43 @@ def test_tolerances_below_float32_are_refused_and_say_so_when_forced(exported: E
     strict = msgspec.structs.replace(solver_of(bundle.manifest), rtol=1e-9, atol=1e-11, buckets=(1, 2))
     found = calibrate(cell, msgspec.structs.replace(bundle.manifest, solver=strict), None)
     assert not found.record.reached
-    with pytest.raises(ExportError, match=r"no safety factor keeps 99% .* of the kind '\w+' do .*--allow-uncalibrated"):
+    with pytest.raises(ExportError, match=r"no safety factor is .* of the kind '\w+'.*--allow-uncalibrated"):
         refuse_uncalibrated(found.factor, found.record)
+
+
+MANY, BAD, NONE, FEW = (1000, 0, 1000), (1000, 600, 390), (746, 746, 0), (746, 606, 140)
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        (
+            (MANY, BAD, MANY),
+            r"with 0\.1, the best, 390 of 400 of the kind 'gaps' do \(97\.50%\), and 600 more are flagged",
+        ),
+        (
+            (MANY, MANY, FEW),
+            r"even 0\.1 flags 606 of 746 calls of the kind 'bursts', and leaves too few to judge by \(140\)",
+        ),
+        (
+            (NONE, BAD, FEW),
+            r"even 0\.1 flags 746 of 746 calls of the kind 'streams', and leaves too few to judge by \(0\)",
+        ),
+        ((FEW, BAD, MANY), r"390 of 400 of the kind 'gaps' do \(97\.50%\), and 600 more are flagged"),
+    ],
+)
+def test_a_refusal_tells_wrong_calls_from_too_few_that_are_left(
+    counts: tuple[tuple[int, int, int], ...], says: str, exported: Exported
+) -> None:
+    """Each kind has so many calls, flagged ones, and unflagged ones within tolerance."""
+    record = solver_of(exported("classify")[1].manifest).calibration
+    assert record is not None
+    rows = tuple(
+        msgspec.structs.replace(row, calls=calls, flagged=flagged, within=within)
+        for row, (calls, flagged, within) in zip(record.rows, counts, strict=True)
+    )
+    with pytest.raises(ExportError, match=f"{says}; export buckets of more steps, a looser --rtol"):
+        refuse_uncalibrated(0.1, msgspec.structs.replace(record, reached=False, rows=rows))
 
 
 def test_an_uncalibrated_model_is_exported_only_when_asked_to(
