@@ -182,7 +182,8 @@ class Fleet:
         self._begin_log_again()
 
     def rename(self, name: str, to: str) -> None:
-        """Give a stream another name, in the place of one that has it."""
+        """Give a stream another name, in the place of one that has it; InputError for a name that is none."""
+        check_name(to)
         member, ended = self._members.pop(name), self.ended.pop(name, None)
         self._shelf.discard(to)
         self.ended.pop(to, None)

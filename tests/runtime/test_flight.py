@@ -336,3 +336,21 @@ def test_what_a_killed_recorder_left_half_written_is_removed(model: Model, tmp_p
     Fleet(model, recorder=record(folder)).close()
     assert not left.exists()
     assert other.exists(), "which is not the log's"
+
+
+@pytest.mark.parametrize("name", ["lone \ud800", "b" * 16_384])
+def test_a_name_that_a_log_cannot_hold_leaves_the_fleet_and_its_log_as_they_were(
+    model: Model, tmp_path: Path, record: Record, name: str
+) -> None:
+    fleet = Fleet(model, POLICIES, recorder=record(tmp_path / "log"))
+    fleet.step([Observation("a", [1, 2, 3], 0)])
+    before = fleet.snapshot()
+    with pytest.raises(InputError, match="streams: "):
+        fleet.step([Observation("a", [1, 2, 3], 1), Observation(name, [1, 2, 3], 1)])
+    with pytest.raises(InputError, match="streams: "):
+        fleet.rename("a", name)
+    assert fleet.snapshot() == before
+    fleet.step([Observation("a", [1, 2, 3], 1)])
+    (segment,) = read_segments(tmp_path / "log")
+    assert (len(segment.events), segment.damage) == (2, None)
+    assert resume(model, tmp_path / "log").snapshot() == fleet.snapshot()

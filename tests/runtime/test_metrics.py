@@ -34,6 +34,7 @@ def samples(text: str) -> dict[tuple[str, str], float]:
 
 
 def test_prometheus_reads_what_the_fleet_did(busy: Telemetry) -> None:
+    busy.unlogged = 2
     found = samples(prometheus_text(busy))
     assert found["odestream_rows_total", ""] == 5
     assert found["odestream_calls_total", ""] == 3
@@ -42,6 +43,7 @@ def test_prometheus_reads_what_the_fleet_did(busy: Telemetry) -> None:
     assert found["odestream_refused_total", "TimeError"] == 1
     assert found["odestream_bucket_rows_total", "1"] == 4
     assert found["odestream_deadline_misses_total", ""] == 0
+    assert found["odestream_unlogged_calls_total", ""] == 2
     assert found["odestream_streams", ""] == 2
     assert found["odestream_call_seconds_bucket", "+Inf"] == found["odestream_call_seconds_count", ""] == 3
     assert found["odestream_call_seconds_sum", ""] == pytest.approx(busy.seconds)
