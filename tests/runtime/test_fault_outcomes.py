@@ -36,10 +36,11 @@ from tests.runtime.test_faults import FAULTS
 ROOT = Path(__file__).parents[2]
 
 _ENGINES = "runtime/test_backend_tensorrt.py"
+_PLUGINS = "runtime/test_plugin_library.py"
 _ON_A_GPU = "export/test_cuda_gpu.py"
 
 ELSEWHERE = {
-    25: (_ENGINES, "test_25_a_plugin_library_outside_the_allowed_folders_is_never_opened"),
+    25: (_PLUGINS, "test_25_a_plugin_library_outside_the_allowed_folders_is_never_opened"),
     26: ("models/test_checkpoint.py", "test_a_pickle_is_refused_and_not_executed"),
     27: ("models/test_checkpoint.py", "test_weights_that_are_not_finite_are_neither_saved_nor_loaded"),
     28: ("runtime/test_backend_onnxruntime.py", "test_an_unknown_backend_lists_the_known"),
