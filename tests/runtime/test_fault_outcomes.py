@@ -152,6 +152,19 @@ def test_case_53_every_bit_flip_of_a_snapshot_is_refused(model: Model) -> None:
             model.restore(bytes(flipped))
 
 
+def test_case_59_a_discarded_step_is_counted_by_its_error_and_the_last_good_state_kept(tmp_path: Path) -> None:
+    with load(write_tiny(tmp_path / "bundle", Tiny(gain=3.0))) as model:
+        fleet = Fleet(model, telemetry=Telemetry())
+        fleet.step([Observation("a", [1, 2, 3], SECOND), Observation("b", [1, 2, 3], SECOND)])
+        good = fleet.state("a")
+        answers = fleet.step([Observation("a", [0, -3e38, 0], 2 * SECOND), Observation("b", [1, 2, 3], 2 * SECOND)])
+        assert [type(answer) for answer in answers] == [StateError, Output]
+        assert good is not None
+        assert same_state(fleet.state("a"), good)  # type: ignore[arg-type]
+        assert fleet.telemetry.refused == {"StateError": 1}
+        assert fleet.telemetry.streams == {"a": 1, "b": 2}
+
+
 WRITER = (
     "import sys; from pathlib import Path; from odestream.runtime.generations import write_generation\n"
     "blobs = [Path(name).read_bytes() for name in sys.argv[2:]]; print('ready', flush=True)\n"
