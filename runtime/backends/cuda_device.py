@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from odestream.runtime.backends.device_loss import OUT_OF_MEMORY, STICKY, DeviceLoss
 from odestream.runtime.errors import CompatError, ResourceError, StateError
 
-_OUT_OF_MEMORY = 2
-# Launch timeouts, illegal addresses and instructions, asserts, failed launches: CUDA calls them unrecoverable.
-_STICKY = frozenset({214, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999})
 _ALIGNMENT = 256
 
 
@@ -60,7 +58,7 @@ class Cuda:
 
     def __init__(self) -> None:
         self._api = load_bindings()
-        self._lost = ""
+        self._loss = DeviceLoss()
         self.gpu = self._describe()
 
     def allocate(self, size: int) -> int:
@@ -69,7 +67,7 @@ class Cuda:
 
     def free(self, address: int) -> None:
         """Give memory back; a lost device has none any more."""
-        if not self._lost:
+        if not self._loss:
             self._call("cudaFree", address)
 
     def pinned(self, size: int) -> tuple[int, NDArray[np.uint8]]:
@@ -81,7 +79,7 @@ class Cuda:
 
     def free_pinned(self, address: int) -> None:
         """Give pinned memory back."""
-        if not self._lost:
+        if not self._loss:
             self._call("cudaFreeHost", address)
 
     def stream(self) -> Any:
@@ -90,7 +88,7 @@ class Cuda:
 
     def close_stream(self, stream: Any) -> None:
         """End a stream."""
-        if not self._lost:
+        if not self._loss:
             self._call("cudaStreamDestroy", stream)
 
     def copy_in(self, device: int, host: int, size: int, stream: Any) -> None:
@@ -125,7 +123,7 @@ class Cuda:
 
     def free_graph(self, graph: Any) -> None:
         """Free a captured graph."""
-        if not self._lost:
+        if not self._loss:
             self._call("cudaGraphExecDestroy", graph)
 
     def _describe(self) -> Gpu:
@@ -144,8 +142,7 @@ class Cuda:
         )
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        if self._lost:
-            raise StateError(f"the GPU failed before ({self._lost}); start the process again and restore a snapshot")
+        self._loss.refuse()
         error, *results = getattr(self._api, name)(*arguments)
         if int(error) != 0:
             self._raise(name, int(error), arguments)
@@ -153,12 +150,11 @@ class Cuda:
 
     def _raise(self, name: str, error: int, arguments: tuple[Any, ...]) -> None:
         said = f"{name}: CUDA error {error}"
-        if error == _OUT_OF_MEMORY:
+        if error == OUT_OF_MEMORY:
             size = arguments[0] if name in ("cudaMalloc", "cudaHostAlloc") else "more"
             raise ResourceError(f"{said}, out of memory for {size} bytes; bind fewer streams, or free the device")
-        if error in _STICKY:
-            self._lost = said
-            raise StateError(f"{said}: this process cannot use the GPU any more; start it again and restore a snapshot")
+        if error in STICKY:
+            raise self._loss.mark(said)
         raise StateError(f"{said}; nothing was changed, odestream doctor tells what is installed")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from odestream.runtime.backends.cuda_device import Gpu
-from odestream.runtime.backends.plugin_library import find_plugin
+from odestream.runtime.backends.plugin_library import PluginLibrary, find_plugin
 from odestream.runtime.backends.trt_package import Package
 from odestream.runtime.bundle import Bundle
 from odestream.runtime.contract.engine import (
@@ -42,7 +42,7 @@ class Stored:
 
     path: Path
     record: EngineRecord
-    plugin: Path | None
+    plugin: PluginLibrary | None
 
 
 def engine_folder(bundle: str | os.PathLike[str]) -> Path:

@@ -18,13 +18,22 @@ from numpy.typing import DTypeLike, NDArray
 
 from odestream.runtime.arena import Arena, Layout, initial
 from odestream.runtime.backends import Engine
+from odestream.runtime.backends.device_loss import DeviceLoss
 from odestream.runtime.backends.native import library_weights, takes_tokens
 from odestream.runtime.bundle import Bundle
 from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.contract.spec import StepSpec
 from odestream.runtime.errors import CompatError, StateError
 from odestream.runtime.kernels.configuration import layout_text, native_config
-from odestream.runtime.kernels.cuda_library import PRECISIONS, Gpu, check, find_gpu, load_cuda_library
+from odestream.runtime.kernels.cuda_library import (
+    LOST,
+    NO_MEMORY,
+    PRECISIONS,
+    Gpu,
+    check,
+    find_gpu,
+    load_cuda_library,
+)
 
 NAME = "native-cuda"
 
@@ -35,7 +44,7 @@ def open_engine(bundle: Bundle, threads: int = 1) -> Engine:
     """Load a bundle on the first GPU that CUDA lists.
 
     Raises CompatError where the library is not built, no driver or GPU is there, its compute capability is below 8.0,
-    or the bundle is not one that the kernels run.
+    or the bundle is not one that the kernels run; ResourceError where the GPU has no memory for it.
     """
     if threads != 1:
         raise CompatError(f"threads is {threads}, but native-cuda waits on one thread; leave it out")
@@ -55,9 +64,13 @@ class NativeCudaEngine:
         self._steps = {label: int(label) for label in manifest.graphs}
 
     def bind(self, batch: int) -> NativeCudaBinding:
-        """Buffers for `batch` streams, the state at its initial values; StateError once the engine is closed."""
+        """Buffers for `batch` streams, the state at its initial values.
+
+        ResourceError where the GPU has no room for them, StateError once the engine is closed or the GPU lost.
+        """
         if self._model is None:
             raise StateError("the engine is closed; load the bundle again")
+        self._model.loss.refuse()
         return NativeCudaBinding(self._model, self._spec, self._steps, batch)
 
     def close(self) -> None:
@@ -66,10 +79,11 @@ class NativeCudaEngine:
 
 
 class NativeCudaModel:
-    """Owns an `odestream_cuda_model`."""
+    """Owns an `odestream_cuda_model`. loss: whether its GPU is lost, for all of its bindings."""
 
     def __init__(self, library: ctypes.CDLL, bundle: Bundle) -> None:
         manifest = bundle.manifest
+        self.loss = DeviceLoss()
         config, (weights, _kept) = native_config(manifest), library_weights(manifest, bundle.weights)
         self.library = library
         self.pointer = c_void_p()
@@ -82,6 +96,23 @@ class NativeCudaModel:
         found, expected = library.odestream_cuda_layout(self.pointer).decode(), layout_text(manifest.spec)
         if found != expected or takes_tokens(manifest.spec) != (config.task == _TOKENS):
             raise CompatError(f"native-cuda steps over {found}, {manifest.name} over {expected}; export it again")
+
+    def check(self, status: int, what: str) -> None:
+        """See `cuda_library.check`; a failure that loses the GPU is a StateError, and remembered."""
+        if status == LOST:
+            raise self.loss.mark(f"{what} ({self._reason()})")
+        check(self.library, status, what)
+
+    def demand(self, status: int, what: str, remedy: str) -> None:
+        """StateError where a call over a stream's state failed; see `check` for a GPU without memory or lost."""
+        if status in (LOST, NO_MEMORY):
+            self.check(status, f"native-cuda failed {what}")
+        if status != 0:
+            raise StateError(f"native-cuda failed {what} ({self._reason()}); {remedy}")
+
+    def _reason(self) -> str:
+        reason: bytes = self.library.odestream_cuda_last_error()
+        return reason.decode()
 
 
 class NativeCudaBinding:
@@ -96,7 +127,7 @@ class NativeCudaBinding:
         self._pinned = _Pinned(model, batch)
         self._pointer = self._pinned.pointer
         for count in steps.values():
-            check(self._library, self._library.odestream_cuda_prepare(self._pointer, count), "native-cuda cannot start")
+            model.check(self._library.odestream_cuda_prepare(self._pointer, count), "native-cuda cannot start")
         places = self._library.odestream_cuda_buffers_of(self._pointer)
         self.inputs: Mapping[str, NDArray[Any]] = {
             t.name: self._pinned.array(getattr(places, t.name), (batch, *t.shape), t.dtype) for t in spec.inputs
@@ -118,7 +149,8 @@ class NativeCudaBinding:
 
     def run(self, label: str) -> None:
         """Run `label` solver steps from inputs and state into outputs and new state."""
-        self._demand(
+        self._model.loss.refuse()
+        self._model.demand(
             self._library.odestream_cuda_run(self._pointer, self._steps[label]),
             f"in bucket {label}",
             "the step was discarded, check its inputs",
@@ -142,16 +174,18 @@ class NativeCudaBinding:
 
     def device_microseconds(self, label: str, repeats: int) -> float:
         """The device's mean time for one run over `repeats` of them, copies included; the new state is overwritten."""
+        self._model.loss.refuse()
         found = ctypes.c_float()
         status = self._library.odestream_cuda_time(self._pointer, self._steps[label], repeats, ctypes.byref(found))
-        self._demand(status, f"in bucket {label}", "check its inputs")
+        self._model.demand(status, f"in bucket {label}", "check its inputs")
         return found.value
 
     def _set(self, side: int, arena: Arena) -> None:
         values = np.ascontiguousarray(arena, np.float32)
         if values.size != self._layout.size:
             raise StateError(f"the state has {values.size} values, expected {self._layout.size}; hand in a whole arena")
-        self._demand(
+        self._model.loss.refuse()
+        self._model.demand(
             self._library.odestream_cuda_set_state(self._pointer, side, values.ctypes.data),
             "setting a state",
             "restore the stream from a snapshot",
@@ -159,18 +193,13 @@ class NativeCudaBinding:
 
     def _copy(self, side: int) -> Arena:
         values = self._layout.empty()
-        self._demand(
+        self._model.loss.refuse()
+        self._model.demand(
             self._library.odestream_cuda_get_state(self._pointer, side, values.ctypes.data),
             "reading a state",
             "restore the stream from a snapshot",
         )
         return values
-
-    def _demand(self, status: int, what: str, remedy: str) -> None:
-        if status != 0:
-            raise StateError(
-                f"native-cuda failed {what} ({self._library.odestream_cuda_last_error().decode()}); {remedy}"
-            )
 
 
 class _Pinned:
@@ -180,7 +209,7 @@ class _Pinned:
         self.pointer = c_void_p()
         library = model.library
         status = library.odestream_cuda_bind(model.pointer, batch, ctypes.byref(self.pointer))
-        check(library, status, f"native-cuda has no room for {batch} streams")
+        model.check(status, f"native-cuda has no room for {batch} streams")
         free = weakref.finalize(self, _release, model, self.pointer)
         free.atexit = False  # a daemon thread may be inside the library then
 

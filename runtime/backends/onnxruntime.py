@@ -21,7 +21,7 @@ from odestream.runtime.backends.host import HostBinding
 from odestream.runtime.bundle import Bundle
 from odestream.runtime.contract.manifest import WEIGHTS_NAME, WeightEntry
 from odestream.runtime.contract.spec import StepSpec
-from odestream.runtime.errors import BundleError, CompatError, StateError
+from odestream.runtime.errors import BundleError, CompatError, OdestreamError, StateError
 
 NAME = "onnxruntime"
 
@@ -49,7 +49,6 @@ class OnnxEngine:
     name = NAME
     provider = _PROVIDER
     remedy = "install 'odestream[cpu]'"
-    refusal: tuple[type[Exception], str] = (BundleError, "export the bundle again")
     provider_options: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, module: Any, bundle: Bundle, threads: int) -> None:
@@ -94,6 +93,10 @@ class OnnxEngine:
                 self._sessions[label] = self._open(label)
             return self._sessions[label]
 
+    def refusal(self, where: str, cause: Exception) -> OdestreamError:
+        """The error of a graph that onnxruntime does not load."""
+        return BundleError(f"{where}: onnxruntime refuses it ({first_line(cause)}); export the bundle again")
+
     def _open(self, label: str) -> Any:
         where = str(self._bundle.path / self._bundle.manifest.graphs[label])
         model = self._bundle.graph(label)
@@ -102,8 +105,7 @@ class OnnxEngine:
             chosen = (self.provider, dict(self.provider_options))
             session = self._ort.InferenceSession(model, options, providers=[chosen])
         except Exception as cause:
-            kind, remedy = self.refusal
-            raise kind(f"{where}: onnxruntime refuses it ({_first_line(cause)}); {remedy}") from cause
+            raise self.refusal(where, cause) from cause
         if session.get_providers()[0] != self.provider:
             raise CompatError(f"asked onnxruntime for {self.provider}, got {session.get_providers()}; {self.remedy}")
         _check_ports(where, "inputs", session.get_inputs(), _expected(self.spec, "in"))
@@ -156,7 +158,7 @@ class OnnxBinding(HostBinding):
             session.run_with_iobinding(pair[self._side])
         except Exception as cause:
             raise StateError(
-                f"onnxruntime failed in bucket {label} ({_first_line(cause)}); the step was discarded, check its inputs"
+                f"onnxruntime failed in bucket {label} ({first_line(cause)}); the step was discarded, check its inputs"
             ) from cause
 
     def _bind(self, label: str) -> tuple[Any, tuple[Any, Any]]:
@@ -221,5 +223,6 @@ def _check_ports(where: str, kind: str, found: list[Any], expected: dict[str, Po
             )
 
 
-def _first_line(cause: Exception) -> str:
+def first_line(cause: Exception) -> str:
+    """What onnxruntime said, cut to what fits into a message."""
     return str(cause).strip().split("\n", 1)[0][:300]

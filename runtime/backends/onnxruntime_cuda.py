@@ -6,6 +6,7 @@ The provider runs the whole graph or is refused: a node that would fall back to 
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -16,12 +17,19 @@ from numpy.typing import NDArray
 
 from odestream.runtime.arena import Arena, Layout, aligned, initial
 from odestream.runtime.backends import Engine
-from odestream.runtime.backends.onnxruntime import OnnxEngine
+from odestream.runtime.backends.device_loss import OUT_OF_MEMORY, STICKY, DeviceLoss
+from odestream.runtime.backends.onnxruntime import OnnxEngine, first_line
 from odestream.runtime.bundle import Bundle
-from odestream.runtime.errors import CompatError, StateError
+from odestream.runtime.errors import CompatError, OdestreamError, ResourceError, StateError
 from odestream.runtime.guards import finite
 
 NAME = "onnxruntime-cuda"
+
+_CUDA_FAILURE = re.compile(r"CUDA failure (?P<code>\d+): [^;\n]*")
+_NO_MEMORY = re.compile(
+    rf"CUDA failure {OUT_OF_MEMORY}:|Failed to allocate memory|Available memory of \d+ is smaller than requested"
+)
+_RESTORE = "restore the stream from a snapshot"
 
 
 def open_engine(bundle: Bundle, threads: int = 1) -> Engine:
@@ -40,10 +48,10 @@ class OnnxCudaEngine(OnnxEngine):
     provider = "CUDAExecutionProvider"
     provider_options = MappingProxyType({"device_id": "0", "use_tf32": "0", "enable_cuda_graph": "1"})
     remedy = "install 'odestream[gpu]' without 'odestream[cpu]', or JetPack's onnxruntime-gpu wheel"
-    refusal = (CompatError, "use --backend onnxruntime, or export the bundle again")
     device = "cuda"
 
     def __init__(self, module: Any, bundle: Bundle, threads: int) -> None:
+        self.loss = DeviceLoss()
         self.running = threading.Lock()  # a session that captures or replays CUDA graphs is for one thread at a time
         super().__init__(module, bundle, threads)
 
@@ -53,19 +61,45 @@ class OnnxCudaEngine(OnnxEngine):
         if self.provider not in available:
             raise CompatError(f"asked onnxruntime for {self.provider}, it has {', '.join(available)}; {self.remedy}")
 
+    def refusal(self, where: str, cause: Exception) -> OdestreamError:
+        """See `OnnxEngine.refusal`; a device without memory, or lost, says nothing of the bundle."""
+        reason = f"{where}: onnxruntime refuses it ({first_line(cause)})"
+        return self._of_device(where, cause) or CompatError(
+            f"{reason}; use --backend onnxruntime, or export the bundle again"
+        )
+
+    def failure(self, what: str, cause: Exception, remedy: str) -> OdestreamError:
+        """The error of a call that onnxruntime failed in; one that loses the device is remembered."""
+        what = f"{self.name} failed {what}"
+        return self._of_device(what, cause) or StateError(f"{what} ({first_line(cause)}); {remedy}")
+
     def bind(self, batch: int) -> OnnxCudaBinding:
-        """Buffers for `batch` streams, the state at its initial values."""
+        """Buffers for `batch` streams, the state at its initial values; ResourceError where the GPU has no room."""
         return OnnxCudaBinding(self, batch)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """A tensor on the device."""
-        return self._ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, self.device, 0)
+        self.loss.refuse()
+        try:
+            return self._ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, self.device, 0)
+        except Exception as cause:
+            raise self.failure("making a tensor", cause, "nothing was changed, load the bundle again") from cause
 
     def run_options(self, graph: int) -> Any:
         """Options that name the CUDA graph which a call captures, and replays from then on."""
         options = self._ort.RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(graph))
         return options
+
+    def _of_device(self, what: str, cause: Exception) -> OdestreamError | None:
+        """What a failure says of the device, which onnxruntime tells in words alone; None where nothing."""
+        text = str(cause)
+        found = _CUDA_FAILURE.search(text)
+        if found and int(found["code"]) in STICKY:
+            return self.loss.mark(f"{what} ({found[0].strip()})")
+        if _NO_MEMORY.search(text):
+            return ResourceError(f"{what} ({first_line(cause)}); bind fewer streams, or free the device")
+        return None
 
 
 class OnnxCudaBinding:
@@ -103,6 +137,7 @@ class OnnxCudaBinding:
 
     def run(self, label: str) -> None:
         """Run the graph of bucket `label` from inputs and state; StateError where the provider fails."""
+        self._engine.loss.refuse()
         session, ways = self._bound.get(label) or self._bind(label)
         io, options = ways[self._side]
         try:
@@ -114,8 +149,8 @@ class OnnxCudaBinding:
                 for name, view in self.outputs.items():
                     view[...] = self._answers[name].numpy()
         except Exception as cause:
-            reason = str(cause).strip().split("\n", 1)[0][:300]
-            raise StateError(f"{NAME} failed in bucket {label} ({reason}); the step was discarded") from cause
+            remedy = "the step was discarded, check its inputs"
+            raise self._engine.failure(f"in bucket {label}", cause, remedy) from cause
 
     def swap(self) -> None:
         """Make the new state the state."""
@@ -135,13 +170,21 @@ class OnnxCudaBinding:
 
     def _read(self, side: int) -> Arena:
         arena = self._layout.empty()
-        for name, view in self._layout.views(arena).items():
-            view[...] = self._sides[side][name].numpy()
+        self._engine.loss.refuse()
+        try:
+            for name, view in self._layout.views(arena).items():
+                view[...] = self._sides[side][name].numpy()
+        except Exception as cause:
+            raise self._engine.failure("reading a state", cause, _RESTORE) from cause
         return arena
 
     def _write(self, arena: Arena, side: int) -> None:
-        for name, view in self._layout.views(arena).items():
-            self._sides[side][name].update_inplace(np.ascontiguousarray(view))
+        self._engine.loss.refuse()
+        try:
+            for name, view in self._layout.views(arena).items():
+                self._sides[side][name].update_inplace(np.ascontiguousarray(view))
+        except Exception as cause:
+            raise self._engine.failure("setting a state", cause, _RESTORE) from cause
 
     def _bind(self, label: str) -> tuple[Any, list[tuple[Any, Any]]]:
         session = self._engine.session(label)

@@ -1,10 +1,17 @@
-"""Where plugin libraries may lie. A path outside these folders is never opened: a library runs when it is loaded."""
+"""Where plugin libraries may lie. A path outside these folders is never opened: a library runs when it is loaded.
+
+What was hashed is what is loaded: a copy that only this process holds, since a loader takes a path, and the file of
+that name may be another one by then.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
 import os
+import tempfile
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 from odestream.runtime.contract.engine import PluginRecord
@@ -16,6 +23,19 @@ READABLE = (1, PLUGIN_ABI)  # 2 added a field that may be missing: engines of 1 
 FOLDERS_VARIABLE = "ODESTREAM_PLUGIN_FOLDERS"
 _SYSTEM = (Path("/usr/local/lib/odestream"), Path("/usr/lib/odestream"))
 _REBUILD = "build it again from runtime/kernels/csrc (see JETSON.md) and compile the bundle again"
+
+
+# File descriptors by sha256, open until the process ends: a loader takes a path that it knows for the library it has.
+_copies: dict[str, int] = {}
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class PluginLibrary:
+    """A library that was found. path: where. copy: what a loader is to be given, of the bytes that were hashed."""
+
+    path: Path
+    copy: str
 
 
 def plugin_folders() -> tuple[Path, ...]:
@@ -38,16 +58,17 @@ def allowed_plugin(path: Path) -> Path:
 def plugin_record(path: Path) -> PluginRecord:
     """File name, hash and interface version of an allowed library; CompatError where it is none of ours."""
     data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
     try:
-        abi = int(ctypes.CDLL(str(path)).odestream_plugin_abi())
+        abi = int(ctypes.CDLL(_copy(data, digest)).odestream_plugin_abi())
     except (OSError, AttributeError) as cause:
         raise CompatError(f"{path}: not a plugin library of odestream ({cause}); {_REBUILD}") from cause
     if abi != PLUGIN_ABI:
         raise CompatError(f"{path}: plugin interface {abi}, this odestream needs {PLUGIN_ABI}; {_REBUILD}")
-    return PluginRecord(path.name, hashlib.sha256(data).hexdigest(), abi)
+    return PluginRecord(path.name, digest, abi)
 
 
-def find_plugin(record: PluginRecord) -> Path:
+def find_plugin(record: PluginRecord) -> PluginLibrary:
     """The library that an engine was built with; CompatError where it is missing, another, or of another interface."""
     if record.abi not in READABLE:
         raise CompatError(
@@ -63,6 +84,27 @@ def find_plugin(record: PluginRecord) -> Path:
             f"{', '.join(map(str, plugin_folders()))}; copy it there, or {_REBUILD}"
         )
     for path in map(allowed_plugin, found):
-        if hashlib.sha256(path.read_bytes()).hexdigest() == record.sha256:
-            return path
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() == record.sha256:
+            return PluginLibrary(path, _copy(data, record.sha256))
     raise CompatError(f"{found[0]}: another plugin library than the engine was built with; {_REBUILD}")
+
+
+def _copy(data: bytes, digest: str) -> str:
+    """The path of a file without a name that holds `data`; the same one for the same bytes."""
+    with _lock:
+        if digest not in _copies:
+            made = _nameless()
+            with open(made, "wb", closefd=False) as file:
+                file.write(data)
+            _copies[digest] = made
+        return f"/proc/self/fd/{_copies[digest]}"
+
+
+def _nameless() -> int:
+    """In memory, or on the disk where this Python was built for a C library that is too old for that."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("odestream")
+    made, path = tempfile.mkstemp()
+    Path(path).unlink()
+    return made

@@ -120,10 +120,11 @@ class TensorrtEngine:
 
     def _load(self, stored: Stored) -> tuple[Any, EngineRecord]:
         data, record = check_engine(stored.path, stored.record), stored.record
-        if stored.plugin is not None and str(stored.plugin) not in self._plugins:
-            if self._runtime.get_plugin_registry().load_library(str(stored.plugin)) is None:
-                raise CompatError(f"{stored.plugin}: {self.package.target} refuses it ({self.said()}); build it again")
-            self._plugins.add(str(stored.plugin))
+        plugin = stored.plugin
+        if plugin is not None and plugin.copy not in self._plugins:
+            if self._runtime.get_plugin_registry().load_library(plugin.copy) is None:
+                raise CompatError(f"{plugin.path}: {self.package.target} refuses it ({self.said()}); build it again")
+            self._plugins.add(plugin.copy)
         if "version_compatible" in record.flags:
             self._runtime.engine_host_code_allowed = True  # such an engine brings the runtime of its own version
         engine = self._runtime.deserialize_cuda_engine(data)

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
-from odestream.runtime.errors import CompatError
+from odestream.runtime.errors import CompatError, ResourceError
 from odestream.runtime.kernels.build_cuda import CUDA_COMMAND, find_cuda_library
 from odestream.runtime.kernels.library import Config, Weight
 
@@ -21,13 +21,18 @@ CUDA_LIBRARY_VARIABLE = "ODESTREAM_CUDA_LIBRARY"
 PRECISIONS = MappingProxyType({"fp32": 0, "fp16": 1, "bf16": 2})
 """A bundle's dtype → what its matrices' weights are on the device."""
 
+NO_MEMORY, LOST = 7, 8
+"""Statuses that are more than a refusal; see `csrc/odestream_cuda.h`."""
+
 ELSEWHERE = "or use the native or onnxruntime backend"
 _REMEDIES = {
     1: "use the onnxruntime backend",
     3: f"install NVIDIA's driver for this library's CUDA or a later one, {ELSEWHERE}",
     4: f"see which GPUs nvidia-smi lists and CUDA_VISIBLE_DEVICES hides, {ELSEWHERE}",
     5: f"build it for this GPU, of compute capability 8.0 or later ({CUDA_COMMAND} --force --arch native), {ELSEWHERE}",
-    6: f"see that the GPU has free memory and is in order (nvidia-smi), {ELSEWHERE}",
+    6: f"see that the GPU is in order (nvidia-smi), {ELSEWHERE}",
+    NO_MEMORY: f"free the device, {ELSEWHERE}",
+    LOST: f"start the process again, {ELSEWHERE}",
 }
 
 
@@ -72,14 +77,21 @@ def load_cuda_library() -> ctypes.CDLL:
 def find_gpu(library: ctypes.CDLL, device: int = 0) -> Gpu:
     """GPU number `device`; CompatError where there is none on which the library can run."""
     info = DeviceInfo()
-    check(library, library.odestream_cuda_describe(device, ctypes.byref(info)), "native-cuda cannot run here")
+    _refuse(library, library.odestream_cuda_describe(device, ctypes.byref(info)), "native-cuda cannot run here")
     return Gpu(
         info.name.decode(), f"{info.major}.{info.minor}", info.processors, _version(info.driver), _version(info.runtime)
     )
 
 
 def check(library: ctypes.CDLL, status: int, what: str) -> None:
-    """CompatError with the remedy where a call of the library gave another status than 0."""
+    """Raise where a call of the library gave another status than 0: ResourceError without memory, else CompatError."""
+    if status == NO_MEMORY:
+        reason = library.odestream_cuda_last_error().decode()
+        raise ResourceError(f"{what} ({reason}); bind fewer streams, or free the device")
+    _refuse(library, status, what)
+
+
+def _refuse(library: ctypes.CDLL, status: int, what: str) -> None:
     if status != 0:
         reason = library.odestream_cuda_last_error().decode()
         raise CompatError(f"{what} ({reason}); {_REMEDIES.get(status, ELSEWHERE)}")

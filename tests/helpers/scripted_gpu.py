@@ -23,11 +23,13 @@ import onnxruntime
 
 from odestream.export.engine import whole_model
 from odestream.runtime.backends.cuda_device import Gpu
+from odestream.runtime.backends.plugin_library import PLUGIN_ABI
 from odestream.runtime.bundle import Bundle
 from odestream.runtime.contract.engine import (
     SIDECAR_VERSION,
     EngineRecord,
     GpuRecord,
+    PluginRecord,
     encode_record,
     engine_key,
     engine_name,
@@ -35,6 +37,7 @@ from odestream.runtime.contract.engine import (
 from odestream.runtime.contract.manifest import WEIGHTS_NAME
 
 GPU = Gpu("Scripted RTX", 58, "8.9", "13.0", "13.0")
+PLUGIN = PluginRecord("libodestream_plugins.so", hashlib.sha256(b"library").hexdigest(), PLUGIN_ABI)
 OUT_OF_MEMORY, ILLEGAL_ADDRESS, BAD_VALUE = 2, 700, 1
 
 
@@ -51,7 +54,7 @@ class Script:
     live: dict[int, Any] = field(default_factory=dict)
     captured: list[Callable[[], None]] | None = None
     copied_in: list[int] = field(default_factory=list)
-    loaded_plugins: list[str] = field(default_factory=list)
+    loaded_plugins: list[bytes] = field(default_factory=list)
     graphs: int = 0
 
     def put(self, action: Callable[[], None]) -> None:
@@ -156,7 +159,7 @@ def tensorrt_module(script: Script, version: str = "1.7.1.116") -> Any:
 
     class Plugins:
         def load_library(self, path: str) -> object:
-            script.loaded_plugins.append(path)
+            script.loaded_plugins.append(Path(path).read_bytes())
             return object()
 
     class Loader:

@@ -1,8 +1,9 @@
 """Bundles that several test files of the runtime share; written once, never changed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from odestream.export import export_bundle
 from odestream.runtime import Model, load
 from odestream.runtime.backends import cuda_device, tensorrt
 from odestream.runtime.backends.trt_package import Package
+from odestream.runtime.bundle import read_bundle
 from odestream.runtime.contract.manifest import TimeSpec
 from tests.helpers import scripted_gpu as scripted
 from tests.helpers.calibration import skip_calibration
@@ -19,6 +21,7 @@ from tests.helpers.sharing import made_once
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
 TINY = Tiny()
+Setting = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +55,16 @@ def script(monkeypatch: pytest.MonkeyPatch) -> scripted.Script:
     monkeypatch.setattr(cuda_device, "load_bindings", lambda: scripted.Runtime(script))
     monkeypatch.setattr(tensorrt, "load_package", lambda target: Package(target, module, module.__version__))
     return script
+
+
+@pytest.fixture
+def engines(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    """Writes engines for the tiny bundle, with changes to their sidecars, and returns their folder."""
+    folder = tmp_path / "engines"
+    monkeypatch.setenv("ODESTREAM_ENGINES", str(folder))
+
+    def write(**changes: Any) -> Path:
+        scripted.write_engines(read_bundle(tiny_path), folder, **changes)
+        return folder
+
+    return write

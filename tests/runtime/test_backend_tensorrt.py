@@ -15,30 +15,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from odestream.runtime import CompatError, IntegrityError, PathError, ResourceError, StateError, load
-from odestream.runtime.backends import cuda_device, plugin_library, tensorrt
+from odestream.runtime import CompatError, IntegrityError, ResourceError, StateError, load
+from odestream.runtime.backends import cuda_device, tensorrt
 from odestream.runtime.backends.cuda_device import Cuda, Gpu
 from odestream.runtime.backends.device_block import DeviceBlock
 from odestream.runtime.bundle import Bundle, read_bundle
 from odestream.runtime.contract.engine import GpuRecord, PluginRecord, decode_record, encode_record
 from odestream.runtime.replay import failures
 from tests.helpers import scripted_gpu as scripted
+from tests.helpers.scripted_gpu import PLUGIN
+from tests.runtime.conftest import Setting
 
 SECOND = 10**9
-Setting = Callable[..., Path]
-
-
-@pytest.fixture
-def engines(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
-    """Writes engines for the tiny bundle, with changes to their sidecars, and returns their folder."""
-    folder = tmp_path / "engines"
-    monkeypatch.setenv("ODESTREAM_ENGINES", str(folder))
-
-    def write(**changes: Any) -> Path:
-        scripted.write_engines(read_bundle(tiny_path), folder, **changes)
-        return folder
-
-    return write
 
 
 def observations(count: int, seed: int = 0) -> list[tuple[np.ndarray, int]]:  # type: ignore[type-arg]
@@ -202,7 +190,6 @@ def test_a_slow_device_is_waited_for(script: scripted.Script, engines: Setting, 
         np.testing.assert_allclose(model.stream().step(x, t=1).y, reference.stream().step(x, t=1).y, rtol=1e-6)
 
 
-PLUGIN = PluginRecord("libodestream_plugins.so", hashlib.sha256(b"library").hexdigest(), plugin_library.PLUGIN_ABI)
 OTHER_GPU = GpuRecord("Other RTX", 58, "8.9")
 FEWER = GpuRecord(scripted.GPU.name, 46, "8.9")
 
@@ -316,49 +303,6 @@ def test_a_broken_sidecar_is_refused(script: scripted.Script, engines: Setting, 
         path.write_bytes(path.read_bytes().replace(b'"weights_sha256"', b'"weights"'))
     with pytest.raises(CompatError, match=r"not a sidecar of this odestream .*weights.*; compile the bundle again"):
         load(tiny_path, "tensorrt")
-
-
-def library(folder: Path, data: bytes = b"library") -> Path:
-    folder.mkdir(exist_ok=True)
-    path = folder / PLUGIN.file
-    path.write_bytes(data)
-    return path
-
-
-@pytest.mark.parametrize("interface", [1, plugin_library.PLUGIN_ABI])
-def test_the_plugin_library_is_registered_before_the_engine_from_an_allowed_folder_alone(
-    interface: int,
-    script: scripted.Script,
-    engines: Setting,
-    tiny_path: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    allowed = library(tmp_path / "allowed")
-    engines(plugin=PluginRecord(PLUGIN.file, PLUGIN.sha256, interface))
-    monkeypatch.setenv(plugin_library.FOLDERS_VARIABLE, str(allowed.parent))
-    with load(tiny_path, "tensorrt"):
-        assert script.loaded_plugins == [str(allowed)]
-    library(allowed.parent, b"another library")
-    with pytest.raises(CompatError, match=r"another plugin library than the engine was built with; build it again"):
-        load(tiny_path, "tensorrt")
-
-
-def test_25_a_plugin_library_outside_the_allowed_folders_is_never_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inside, outside = tmp_path / "inside", library(tmp_path / "outside")
-    inside.mkdir()
-    (inside / PLUGIN.file).symlink_to(outside)
-    monkeypatch.setenv(plugin_library.FOLDERS_VARIABLE, str(inside))
-    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it was opened"))
-    for path in (outside, inside / PLUGIN.file, inside / ".." / "outside" / PLUGIN.file):
-        with pytest.raises(PathError, match=r"plugin libraries are loaded from .* alone"):
-            plugin_library.allowed_plugin(path)
-    with pytest.raises(PathError, match=r"alone"):
-        plugin_library.find_plugin(PLUGIN)
-    with pytest.raises(PathError, match=r"named without a folder"):
-        plugin_library.find_plugin(PluginRecord("../x.so", PLUGIN.sha256, PLUGIN.abi))
 
 
 def test_gpu_names_are_as_engines_name_them() -> None:

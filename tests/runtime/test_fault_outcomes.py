@@ -36,10 +36,11 @@ from tests.runtime.test_faults import FAULTS
 ROOT = Path(__file__).parents[2]
 
 _ENGINES = "runtime/test_backend_tensorrt.py"
+_PLUGINS = "runtime/test_plugin_library.py"
 _ON_A_GPU = "export/test_cuda_gpu.py"
 
 ELSEWHERE = {
-    25: (_ENGINES, "test_25_a_plugin_library_outside_the_allowed_folders_is_never_opened"),
+    25: (_PLUGINS, "test_25_a_plugin_library_outside_the_allowed_folders_is_never_opened"),
     26: ("models/test_checkpoint.py", "test_a_pickle_is_refused_and_not_executed"),
     27: ("models/test_checkpoint.py", "test_weights_that_are_not_finite_are_neither_saved_nor_loaded"),
     28: ("runtime/test_backend_onnxruntime.py", "test_an_unknown_backend_lists_the_known"),
@@ -149,6 +150,19 @@ def test_case_53_every_bit_flip_of_a_snapshot_is_refused(model: Model) -> None:
         flipped[place // 8] ^= 1 << place % 8
         with pytest.raises(SnapshotError):
             model.restore(bytes(flipped))
+
+
+def test_case_59_a_discarded_step_is_counted_by_its_error_and_the_last_good_state_kept(tmp_path: Path) -> None:
+    with load(write_tiny(tmp_path / "bundle", Tiny(gain=3.0))) as model:
+        fleet = Fleet(model, telemetry=Telemetry())
+        fleet.step([Observation("a", [1, 2, 3], SECOND), Observation("b", [1, 2, 3], SECOND)])
+        good = fleet.state("a")
+        answers = fleet.step([Observation("a", [0, -3e38, 0], 2 * SECOND), Observation("b", [1, 2, 3], 2 * SECOND)])
+        assert [type(answer) for answer in answers] == [StateError, Output]
+        assert good is not None
+        assert same_state(fleet.state("a"), good)  # type: ignore[arg-type]
+        assert fleet.telemetry.refused == {"StateError": 1}
+        assert fleet.telemetry.streams == {"a": 1, "b": 2}
 
 
 WRITER = (

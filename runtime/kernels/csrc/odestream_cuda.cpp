@@ -34,6 +34,19 @@ int32_t status_of(cudaError_t error) {
         case cudaErrorNoKernelImageForDevice:
         case cudaErrorInvalidDeviceFunction:
         case cudaErrorUnsupportedPtxVersion: return ODESTREAM_CUDA_NOT_BUILT;
+        case cudaErrorMemoryAllocation: return ODESTREAM_CUDA_NO_MEMORY;
+        case cudaErrorECCUncorrectable:
+        case cudaErrorIllegalAddress:
+        case cudaErrorLaunchTimeout:
+        case cudaErrorContextIsDestroyed:
+        case cudaErrorAssert:
+        case cudaErrorHardwareStackError:
+        case cudaErrorIllegalInstruction:
+        case cudaErrorMisalignedAddress:
+        case cudaErrorInvalidAddressSpace:
+        case cudaErrorInvalidPc:
+        case cudaErrorLaunchFailure:
+        case cudaErrorUnknown: return ODESTREAM_CUDA_LOST;
         default: return ODESTREAM_CUDA_FAILED;
     }
 }

@@ -27,7 +27,9 @@ enum {
     ODESTREAM_CUDA_NO_DRIVER = 3,  /* no NVIDIA driver, or one older than the library's CUDA */
     ODESTREAM_CUDA_NO_DEVICE = 4,  /* no GPU of that number */
     ODESTREAM_CUDA_NOT_BUILT = 5,  /* the library holds no code for this GPU's compute capability */
-    ODESTREAM_CUDA_FAILED = 6      /* anything else that CUDA reports, out of memory among it */
+    ODESTREAM_CUDA_FAILED = 6,     /* anything else that CUDA reports */
+    ODESTREAM_CUDA_NO_MEMORY = 7,  /* the device or the host has not enough memory left; nothing was changed */
+    ODESTREAM_CUDA_LOST = 8        /* a failure after which this process cannot use the GPU any more */
 };
 
 /* Type of the weights in matrices; biases, state, accumulators and errors are always float. */

@@ -275,8 +275,12 @@ using on_cpu::Work;
 
 namespace {
 
+// The error that a test wants; none where it does not say.
+cudaError_t asked_for(const char* name) { return static_cast<cudaError_t>(on_cpu::from_environment(name, cudaSuccess)); }
+
 // New memory holds NaN.
-cudaError_t allocate(void** memory, size_t bytes) {
+cudaError_t allocate(void** memory, size_t bytes, const char* name) {
+    if (const cudaError_t error = asked_for(name); error != cudaSuccess) return error;
     *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
     if (*memory == nullptr) return cudaErrorMemoryAllocation;
     std::memset(*memory, 0xff, bytes);
@@ -295,6 +299,7 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+    if (const cudaError_t error = asked_for("CUDA_ON_CPU_PROPERTIES_ERROR"); error != cudaSuccess) return error;
     *properties = {"CUDA on the CPU", 8, 0, 0};
     return cudaDeviceGetAttribute(&properties->multiProcessorCount, cudaDevAttrMultiProcessorCount, 0);
 }
@@ -306,9 +311,13 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 }
 cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
-cudaError_t cudaMalloc(void** memory, size_t bytes) { return allocate(memory, bytes); }
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+    return allocate(memory, bytes, "CUDA_ON_CPU_DEVICE_MEMORY_ERROR");
+}
 cudaError_t cudaFree(void* memory) { return release_memory(memory); }
-cudaError_t cudaMallocHost(void** memory, size_t bytes) { return allocate(memory, bytes); }
+cudaError_t cudaMallocHost(void** memory, size_t bytes) {
+    return allocate(memory, bytes, "CUDA_ON_CPU_PINNED_MEMORY_ERROR");
+}
 cudaError_t cudaFreeHost(void* memory) { return release_memory(memory); }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
     return std::memcpy(to, from, bytes), cudaSuccess;
@@ -322,7 +331,7 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = new Queue, cudaSuccess; }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) { return delete stream, cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    return stream->capturing ? cudaErrorInvalidValue : cudaSuccess;
+    return stream->capturing ? cudaErrorInvalidValue : asked_for("CUDA_ON_CPU_SYNCHRONIZE_ERROR");
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
     return stream->capturing = true, cudaSuccess;
