@@ -37,9 +37,9 @@ class Pool:
     """Serves a fleet to any number of threads and coroutines; use it as a context manager.
 
     wait_us: how long a row may wait for others to share its call, in µs, and anew where a full call left it over; a
-    call also starts when `fleet.largest` streams have rows. most: rows that may wait before `submit` holds its caller
-    up. idle: seconds after which a stream without rows is put away (`Fleet.evict_idle`); None: never. The fleet is the
-    pool's until it is closed.
+    call also starts when `fleet.largest` streams have rows, and when no more rows may wait. most: rows that may wait
+    before `submit` holds its caller up. idle: seconds after which a stream without rows is put away
+    (`Fleet.evict_idle`); None: never. The fleet is the pool's until it is closed.
     """
 
     def __init__(self, fleet: Fleet, wait_us: float = 200, most: int = 4096, idle: float | None = None) -> None:
@@ -182,7 +182,7 @@ class Pool:
         else:
             self._next[stream] = pending
         self._waiting += 1
-        if self._waiting == 1 or len(self._next) >= self._fleet.largest:
+        if self._waiting in (1, self._most) or len(self._next) >= self._fleet.largest:
             self._came.notify_all()  # rows in between would only wake the thread to wait on
 
     def _refuse_own_thread(self, call: str) -> None:
@@ -223,7 +223,8 @@ class Pool:
             return None
         enough = self._fleet.largest
         left = self._oldest + self._wait - time.monotonic()
-        self._came.wait_for(lambda: len(self._next) >= enough or self._closed, max(left, 0))
+        full = self._most  # no row could join
+        self._came.wait_for(lambda: len(self._next) >= enough or self._waiting >= full or self._closed, max(left, 0))
         rows = self._take(enough)
         self._waiting -= len(rows)
         self._running = len(rows)

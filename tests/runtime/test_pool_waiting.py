@@ -54,6 +54,12 @@ def test_whoever_waits_before_the_door_is_let_in_by_turns(model: Model) -> None:
     assert [name for call in fleet.calls for name in call] == list("abcdef")
 
 
+def test_rows_of_a_full_pool_wait_for_no_others(model: Model) -> None:
+    with Pool(Fleet(model), wait_us=3600e6, most=2) as pool:
+        rows = [pool.submit(name, ROW, 0) for name in "ab"]
+        assert all(isinstance(row.result(PATIENCE), Output) for row in rows)
+
+
 def test_a_row_that_was_refused_at_a_full_door_is_not_stepped_and_holds_up_nobody(model: Model) -> None:
     fleet = Gate(model)
     with Pool(fleet, wait_us=0, most=1) as pool:
