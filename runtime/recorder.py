@@ -14,7 +14,6 @@ it did.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.contract.spec import TensorSpec
 from odestream.runtime.errors import InputError, LogError, SessionBusy, SnapshotError
 from odestream.runtime.inputlog import SUFFIX, CallEncoder, LogHead, Past, decode_segment, encode_eviction, encode_head
+from odestream.runtime.locks import lock_file
 from odestream.runtime.snapshot import encode_snapshot
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ROOM = "so no call is taken; make room there or record into another folder"
 _LACKS = "%s: the log lacks what was done last (%s); the next segment will begin with what came of it"
 _CLOSED = "the recorder is closed; make a new one"
-_FREE = "one process at a time records into a folder; stop the other one or choose another folder"
+_BUSY = "another process records here; one at a time does, so stop the other one or choose another folder"
 
 
 class Recorder:
@@ -60,7 +60,7 @@ class Recorder:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._limit = limit
-        self._lock = _locked(folder / _LOCK)
+        self._lock = lock_file(folder / _LOCK, _BUSY)
         remove_leftovers(folder, lambda name: name.endswith(SUFFIX))
         self._file: BinaryIO | None = None
         self._torn = True
@@ -233,13 +233,3 @@ def _pasts(fleet: Fleet) -> Iterator[Past]:
         states = {name: replace(block.checkpoint.state, held=block.checkpoint.held) for name, block in blocks.items()}
         rows = tuple(tuple(block.rows) for block in blocks.values())
         yield Past(encode_snapshot(fleet.model.manifest, states), rows)
-
-
-def _locked(path: Path) -> BinaryIO:
-    file = path.open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as cause:
-        file.close()
-        raise SessionBusy(f"{path.parent}: another process records here; {_FREE}") from cause
-    return file
