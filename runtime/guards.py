@@ -7,8 +7,8 @@ calls of an engine numpy's leave the caches cold and have to come back: compiled
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.machinery import ExtensionFileLoader
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec
+from importlib.util import module_from_spec
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 from numpy import vdot
 from numpy.typing import NDArray
 
-from odestream.runtime.kernels.build_guards import MODULE, find_guards
+from odestream.runtime.kernels.build_guards import MODULE, STABLE_ABI, find_guards
 
 _BLAS_STAYS_SINGLE_THREADED = 8192
 _FEW = 16  # values that Python adds up in half the time that `vdot` takes for any; at some 50 they are even
@@ -67,14 +67,12 @@ BY_NUMPY = Guards(finite_by_numpy, take_by_numpy, held=lambda array: array, comp
 
 def compiled_guards(path: Path | None) -> Guards | None:
     """The guards of the module at `path`; None where there is none, or this Python cannot load it."""
-    spec = (
-        None if path is None else spec_from_file_location(MODULE, path, loader=ExtensionFileLoader(MODULE, str(path)))
-    )
-    if spec is None or spec.loader is None:
+    if path is None or STABLE_ABI not in EXTENSION_SUFFIXES:  # the objects of a free-threaded CPython look otherwise
         return None
+    loader = ExtensionFileLoader(MODULE, str(path))
     try:
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = module_from_spec(ModuleSpec(MODULE, loader, origin=str(path)))
+        loader.exec_module(module)
     except ImportError:
         return None
     return Guards(module.finite, module.take, held=_view, compiled=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import asyncio
 
 Answer = Output | BaseException
+
+_LOG = logging.getLogger(__name__)
 
 
 class Pending:
@@ -46,11 +49,14 @@ class ForFuture(Pending):
         return self.future.set_running_or_notify_cancel()
 
     def settle(self, answer: Answer) -> None:
-        """See `Pending`."""
-        if isinstance(answer, Output):
-            self.future.set_result(answer)
-        else:
-            self.future.set_exception(answer)
+        """See `Pending`; a callback of the future that would end the pool's thread is logged instead."""
+        try:
+            if isinstance(answer, Output):
+                self.future.set_result(answer)
+            else:
+                self.future.set_exception(answer)
+        except BaseException:  # noqa: BLE001 (SystemExit, say: all others wait for the thread)
+            _LOG.exception("a callback raised; the pool goes on")
 
 
 class ForThread(Pending):

@@ -152,15 +152,19 @@ class Pool:
         with self._lock:
             if self._line_up(pending):
                 return
-            room = False
-            if threading.current_thread() is not self._thread:
-                room = self._left.wait_for(lambda: pending.entered or self._closed, timeout)
-            if pending.entered:
-                return
-            if room:
-                raise _closed()
-            self._line.remove(pending)
+            try:
+                self._wait_at_the_door(pending, timeout)
+            finally:  # where the wait was interrupted too
+                if not pending.entered and pending in self._line:
+                    self._line.remove(pending)
+
+    def _wait_at_the_door(self, pending: Pending, timeout: float | None) -> None:
+        if threading.current_thread() is self._thread or not self._left.wait_for(
+            lambda: pending.entered or self._closed, timeout
+        ):
             raise SessionBusy(f"{self._waiting} rows wait already, the most that the pool takes; send rows slower")
+        if not pending.entered:
+            raise _closed()
 
     def _line_up(self, pending: Pending) -> bool:
         """Let a row in, or have it wait before the door, behind those that came earlier."""
@@ -254,14 +258,12 @@ class Pool:
             answers = self._with_fleet(lambda fleet: fleet.step([row.row for row in live]))
         except BaseException as error:  # noqa: BLE001 (whoever waits must hear of it; the thread must go on)
             answers = [error] * len(live)
-        try:
-            for row, answer in zip(live, answers, strict=True):
-                row.settle(answer)
-            wake_loops(live)
-        finally:
-            with self._lock:
-                self._running = 0
-                self._left.notify_all()
+        for row, answer in zip(live, answers, strict=True):
+            row.settle(answer)
+        wake_loops(live)
+        with self._lock:
+            self._running = 0
+            self._left.notify_all()
 
 
 def _observation(stream: str, x: ArrayLike, t: int | None, mask: ArrayLike | None) -> Observation:

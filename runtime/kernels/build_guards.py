@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -19,13 +20,14 @@ from odestream.runtime.kernels.places import SOURCES, find, writable_folder
 SOURCE = SOURCES / "guards.c"
 FLAGS = ("-x", "c", "-std=c11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden")
 MODULE = "odestream_guards"
+STABLE_ABI = ".abi3.so"
 _REMEDY = "the steps go on with numpy's checks, which take longer"
 
 
 def guards_name() -> str:
     """The file name of the module that belongs to this source on this machine."""
     digest = hashlib.sha256(repr(FLAGS).encode() + SOURCE.read_bytes()).hexdigest()
-    return f"{MODULE}-{platform.machine()}-{digest[:16]}.abi3.so"
+    return f"{MODULE}-{platform.machine()}-{digest[:16]}{STABLE_ABI}"
 
 
 def find_guards() -> Path | None:
@@ -33,11 +35,21 @@ def find_guards() -> Path | None:
     return find(guards_name())
 
 
+def can_build() -> bool:
+    """Whether this Python's headers are new enough."""
+    return sys.version_info >= (3, 11)
+
+
 def build_guards(out: Path | None = None, extra: tuple[str, ...] = ()) -> Path:
     """Compile the module into the folder `out` (see `build` for the default) and return its path.
 
-    extra: more flags. Raises CompatError where there is no compiler, it fails, or Python's headers are missing.
+    extra: more flags. Raises CompatError where there is no compiler, it fails, or this Python's headers are missing or
+    older than 3.11, the first whose stable ABI has buffers; what a later one has built runs on 3.10 too.
     """
+    if not can_build():
+        raise CompatError(
+            "the guards stay numpy's: compiling them needs Python 3.11 or later, so use one where µs count"
+        )
     from odestream.runtime.kernels.build import find_compiler, run_compiler  # whose imports a runtime need not load
 
     compiler, headers = find_compiler(), Path(sysconfig.get_path("include"))

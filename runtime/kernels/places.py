@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "csrc"
@@ -15,14 +17,18 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "odestream"
 
 
-def folders() -> tuple[Path, ...]:
+def folders() -> Iterator[Path]:
     """Where a compiled file may lie, in the order in which it is looked for."""
-    return (BESIDE, cache_folder())
+    yield BESIDE
+    with suppress(RuntimeError):  # a service may have no home
+        yield cache_folder()
 
 
 def find(name: str) -> Path | None:
-    """The compiled file of that name, None where there is none."""
-    return next((folder / name for folder in folders() if (folder / name).is_file()), None)
+    """The compiled file of that name, None where there is none, or none that this user may see."""
+    with suppress(OSError):  # or one that it cannot read
+        return next((folder / name for folder in folders() if (folder / name).is_file()), None)
+    return None
 
 
 def writable_folder() -> Path:

@@ -17,6 +17,7 @@ from odestream.runtime.errors import CompatError
 from odestream.runtime.guards import GUARDS
 from odestream.runtime.kernels.build import COMMAND
 from odestream.runtime.kernels.build_cuda import CUDA_COMMAND
+from odestream.runtime.kernels.build_guards import can_build
 from odestream.runtime.kernels.cuda_library import find_gpu, load_cuda_library
 from odestream.runtime.kernels.library import load_library
 from odestream.runtime.verbs.console import machine, print_json, show_table, versions
@@ -116,7 +117,8 @@ def guards_part() -> Part:
     """Whether the checks around other engines' calls are compiled; numpy's do the same and take longer."""
     if GUARDS.compiled:
         return Part("compiled guards", True, "steps on onnxruntime are checked by them", None)
-    return Part("compiled guards", False, "steps on onnxruntime are checked by numpy, some µs slower", COMMAND)
+    detail = "steps on onnxruntime are checked by numpy, some µs slower"
+    return Part("compiled guards", False, detail, COMMAND if can_build() else None)
 
 
 def native_cuda_part(board: dict[str, Any]) -> Part:

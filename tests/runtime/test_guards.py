@@ -195,6 +195,37 @@ def test_without_the_module_or_with_a_broken_one_the_guards_are_numpy_s(tmp_path
     assert compiled_guards(broken) is None
 
 
+def test_a_python_of_another_abi_takes_numpy_s(compiled: Guards, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiled_guards(build_guards.build_guards()) is not None
+    monkeypatch.setattr("odestream.runtime.guards.EXTENSION_SUFFIXES", [".cpython-313t-x86_64-linux-gnu.so", ".so"])
+    assert compiled_guards(build_guards.find_guards()) is None
+
+
+def test_a_python_too_old_to_compile_them_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_guards, "can_build", lambda: False)
+    with pytest.raises(CompatError, match="the guards stay numpy's: .* use one where µs count"):
+        build_guards.build_guards(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("home", ["unreadable", "unknown"])
+def test_a_user_without_a_home_can_import_the_runtime(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a service has none: the cache is looked into last, and what cannot be is not there."""
+    monkeypatch.setattr(places, "BESIDE", tmp_path)
+
+    def cache() -> Path:
+        if home == "unknown":
+            raise RuntimeError("Could not determine home directory.")
+        return tmp_path / ("x" * 300)  # as is_file() raises for a folder without permission, so for a name too long
+
+    monkeypatch.setattr(places, "cache_folder", cache)
+    assert places.find("module.so") is None
+    (tmp_path / "module.so").touch()
+    assert places.find("module.so") == tmp_path / "module.so"
+
+
 def test_without_python_s_headers_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     with pytest.raises(CompatError, match="no Python.h in .*; install it .*python3-dev"):

@@ -73,6 +73,40 @@ def test_a_row_that_was_refused_at_a_full_door_is_not_stepped_and_holds_up_nobod
     assert [name for call in fleet.calls for name in call] == list("abd")
 
 
+def test_a_wait_for_room_that_is_interrupted_takes_its_row_back(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Gate(model)
+    with Pool(fleet, wait_us=0, most=1) as pool:
+        pool.submit("a", ROW, 0)
+        assert fleet.inside.wait(PATIENCE)
+        pool.submit("b", ROW, 0)
+
+        def interrupted(*_: object) -> bool:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pool._left, "wait_for", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                pool.submit("c", ROW, 0)
+        fleet.open.set()
+        pool.drain()
+    assert [name for call in fleet.calls for name in call] == ["a", "b"]
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
+def test_a_callback_that_raises_ends_nothing(model: Model, error: type[BaseException]) -> None:
+    fleet = Gate(model)
+
+    def raises(_: object) -> None:
+        raise error
+
+    with Pool(fleet, wait_us=0) as pool:
+        first = pool.submit("a", ROW, 0)
+        first.add_done_callback(raises)
+        fleet.open.set()
+        assert isinstance(first.result(PATIENCE), Output)
+        assert isinstance(pool.submit("b", ROW, 0).result(PATIENCE), Output)
+
+
 def test_closing_refuses_whoever_waits_before_the_door(model: Model) -> None:
     fleet = Gate(model)
     refused: list[BaseException] = []

@@ -60,8 +60,11 @@ def test_missing_engine_names_the_extra_of_this_board(
 
 def test_guards_that_are_not_compiled_name_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verb, "GUARDS", BY_NUMPY)
+    monkeypatch.setattr(verb, "can_build", lambda: True)
     part = verb.guards_part()
     assert (part.ready, part.install) == (False, "python -m odestream.runtime.kernels.build")
+    monkeypatch.setattr(verb, "can_build", lambda: False)
+    assert verb.guards_part().install is None
     monkeypatch.setattr(verb, "GUARDS", BY_NUMPY._replace(compiled=True))
     assert verb.guards_part().ready
 
