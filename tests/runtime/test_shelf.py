@@ -1,5 +1,7 @@
 """Streams that are put away come back as they went, or are refused: never older, another fleet's, or left out."""
 
+import errno
+import fcntl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -131,6 +133,35 @@ def test_a_closed_fleet_puts_nothing_where_another_one_may_be_by_now(fleet: Flee
         fleet.evict(["a"])
     assert fleet.awake == ["a"]
     assert file_of(fleet).read_bytes() == newest
+
+
+def refuse_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_nothing_can_be_locked_a_shelf_and_a_log_are_kept_and_a_warning_says_so(
+    model: Model, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuse_locks(monkeypatch, number)
+    fleet = Fleet(model, shelf=Shelf(tmp_path), recorder=Recorder(tmp_path / "log"))
+    put_away(fleet, SECOND)
+    assert isinstance(fleet.step([row(2 * SECOND)])[0], Output)
+    fleet.close()
+    for folder in (tmp_path, tmp_path / "log"):
+        assert f"{folder}: cannot be locked (refused); see to it that nobody else writes there" in caplog.messages
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])
+def test_both_errors_of_a_lock_that_is_held_say_who_has_the_folder(
+    model: Model, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_locks(monkeypatch, number)
+    with pytest.raises(SessionBusy, match=f"^{tmp_path}: another fleet .*; close it or choose another shelf$"):
+        Fleet(model, shelf=Shelf(tmp_path))
 
 
 def test_a_folder_is_one_fleet_s_and_a_second_one_leaves_it_as_it_was(model: Model, fleet: Fleet) -> None:
