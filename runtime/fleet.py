@@ -52,9 +52,9 @@ class Fleet:
     """Named streams of one model; not for two threads at once.
 
     policies: what to do with inputs that a stream refuses. buckets: see `Model.stream`. largest: see `Batcher`. shelf:
-    where idle streams are put, in memory unless given; SessionBusy where another fleet has it. recorder: a log of every
-    call. telemetry: counts what is done. ended: name → counters of the streams of that name whose place a new one took
-    (`on_gap`), summed up: never more of them than streams.
+    where idle streams are put, in memory unless given; see `Shelf.claim`. recorder: a log of every call. telemetry:
+    counts what is done. ended: name → counters of the streams of that name whose place a new one took (`on_gap`),
+    summed up: never more of them than streams.
     """
 
     def __init__(
@@ -77,8 +77,7 @@ class Fleet:
         self._batcher = Batcher(model, largest)
         self._members: dict[str, Member] = {}
         self._begin().stream.close()  # buckets that the bundle lacks are refused before any work is done
-        self._shelf = shelf or Shelf()
-        self._shelf.claim()
+        self._shelf = (shelf or Shelf()).claim()
         self._recorder = recorder
         try:
             self._begin_log()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from odestream.runtime.atomic import remove_leftovers, replace_bytes
-from odestream.runtime.errors import SessionBusy, SnapshotDamaged
+from odestream.runtime.errors import InputError, SessionBusy, SnapshotDamaged
 from odestream.runtime.locks import lock_file
 from odestream.runtime.snapshot import read_snapshot
 
@@ -23,7 +23,7 @@ class _File(NamedTuple):
 
 
 class Shelf:
-    """Name → snapshot. folder: keeps them on the disk, a file each; it must exist. None: in memory.
+    """A place for streams. folder: keeps them on the disk, a file each; it must exist. None: in memory.
 
     A shelf, and its folder, is one fleet's at a time. It begins empty: what an earlier fleet put there is overwritten,
     not taken over, and what it left half written is removed.
@@ -31,23 +31,36 @@ class Shelf:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._held: dict[str, bytes | _File] = {}
-        self._claimed = False
-        self._lock: BinaryIO | None = None
+        self._claim: Claim | None = None
 
-    def claim(self) -> None:
-        """Begin empty, and serve one fleet until `close`; SessionBusy where another one has the shelf or its folder."""
-        if self._claimed:
+    def claim(self) -> Claim:
+        """Serve one fleet until it closes the claim; SessionBusy where another one has the shelf or its folder.
+
+        InputError where there is no such folder.
+        """
+        if self._claim is not None and not self._claim.closed:
             raise SessionBusy(f"the shelf: {_BUSY}")
-        if self._folder is not None:
-            self._lock = lock_file(self._folder / _LOCK, _BUSY)
-            remove_leftovers(self._folder, lambda name: name.endswith(_SUFFIX))
-        self._held = {}
-        self._claimed = True
+        self._claim = Claim(self._folder)
+        return self._claim
+
+
+class Claim:
+    """Name → snapshot, of the fleet that claimed the shelf: no later fleet's are read, written or ended by it."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._held: dict[str, bytes | _File] = {}
+        self._lock: BinaryIO | None = None
+        self.closed = False
+        if folder is not None:
+            if not folder.is_dir():
+                raise InputError(f"{folder}: no such folder to put streams away in; make it or choose another shelf")
+            self._lock = lock_file(folder / _LOCK, _BUSY)
+            remove_leftovers(folder, lambda name: name.endswith(_SUFFIX))
 
     def close(self) -> None:
-        """Leave the shelf, and its folder, to other fleets."""
-        self._claimed = False
+        """Leave the shelf, and its folder, to other fleets; again does nothing."""
+        self.closed = True
         if self._lock is not None:
             self._lock.close()
 
@@ -58,7 +71,7 @@ class Shelf:
 
     def put(self, name: str, snapshot: bytes) -> None:
         """Keep a stream's snapshot; SessionBusy where the shelf may be another fleet's by now."""
-        if not self._claimed:
+        if self.closed:
             raise SessionBusy("the shelf's fleet is closed; put streams away before, or make a new fleet")
         if self._folder is None:
             self._held[name] = snapshot

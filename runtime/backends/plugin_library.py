@@ -7,6 +7,7 @@ that name may be another one by then.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -25,8 +26,10 @@ _SYSTEM = (Path("/usr/local/lib/odestream"), Path("/usr/lib/odestream"))
 _REBUILD = "build it again from runtime/kernels/csrc (see JETSON.md) and compile the bundle again"
 
 
-# File descriptors by sha256, open until the process ends: a loader takes a path that it knows for the library it has.
+# File descriptors by sha256, open until the process ends, unless somebody closes what is not theirs, as a process does
+# that becomes a daemon. A number is used once: a loader takes a path that it knows for the library that it has.
 _copies: dict[str, int] = {}
+_used: list[int] = []
 _lock = threading.Lock()
 
 
@@ -93,12 +96,25 @@ def find_plugin(record: PluginRecord) -> PluginLibrary:
 def _copy(data: bytes, digest: str) -> str:
     """The path of a file without a name that holds `data`; the same one for the same bytes."""
     with _lock:
-        if digest not in _copies:
-            made = _nameless()
-            with open(made, "wb", closefd=False) as file:
-                file.write(data)
-            _copies[digest] = made
+        if digest not in _copies or not _holds(_copies[digest], data):
+            _copies[digest] = _new(data)
+            _used.append(_copies[digest])
         return f"/proc/self/fd/{_copies[digest]}"
+
+
+def _holds(descriptor: int, data: bytes) -> bool:
+    """Whether that still is a file without a name that holds `data`."""
+    try:
+        return os.fstat(descriptor).st_nlink == 0 and os.pread(descriptor, len(data) + 1, 0) == data
+    except OSError:
+        return False
+
+
+def _new(data: bytes) -> int:
+    with open(_nameless(), "wb") as file:
+        file.write(data)
+        file.flush()
+        return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, max(_used, default=2) + 1)
 
 
 def _nameless() -> int:

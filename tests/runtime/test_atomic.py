@@ -153,24 +153,31 @@ def test_a_directory_that_is_replaced_is_at_no_moment_missing(tmp_path: Path) ->
     if not atomic._exchange(tmp_path / "a", tmp_path / "b"):
         pytest.skip("this file system exchanges no names")
     code = (
-        "import os, sys; from pathlib import Path; from odestream.runtime.atomic import new_directory\n"
-        "os.fsync = lambda _: None; out = Path(sys.argv[1])\n"
-        "for n in range(300):\n"
+        "import os, sys; from itertools import count; from pathlib import Path\n"
+        "from odestream.runtime.atomic import new_directory\n"
+        "os.fsync = lambda _: None; out, enough = map(Path, sys.argv[1:])\n"
+        "for n in count():\n"
         "    with new_directory(out, force=True) as new: (new / 'f').write_bytes(b'%d' % n)\n"
         "    n or print('ready', flush=True)\n"
+        "    if enough.exists(): break\n"
+        "print(n)\n"
     )
-    final, looks = tmp_path / "out" / "bundle", 0
+    final, enough, seen, before = tmp_path / "out" / "bundle", tmp_path / "enough", 0, None
     final.parent.mkdir()
-    with subprocess.Popen([sys.executable, "-c", code, str(final)], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", code, final, enough], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        while process.poll() is None:
-            for _ in range(100):
-                os.lstat(final)
-            looks += 1
+        try:
+            while seen < 100 and process.poll() is None:
+                found = os.lstat(final)
+                now = (found.st_ino, found.st_mtime_ns)
+                seen, before = seen + (now != before), now
+        finally:
+            enough.touch()
+        last = process.stdout.read().strip()
     assert process.returncode == 0
-    assert looks > 10
-    assert (final / "f").read_bytes() == b"299"
+    assert seen == 100, "it went on until so many were seen"
+    assert (final / "f").read_bytes() == last
     assert list(final.parent.iterdir()) == [final]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
+import resource
 import subprocess
 from pathlib import Path
 
@@ -88,6 +90,66 @@ def test_13_the_system_s_loader_takes_the_copy_of_a_library_that_is_there_no_mor
     assert found.path == built
     with pytest.raises(CompatError, match="another plugin library"):
         plugin_library.find_plugin(record)
+
+
+@pytest.fixture(params=["in memory", "on the disk"])
+def no_copies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No library was copied yet."""
+    monkeypatch.setattr(plugin_library, "_copies", {})
+    if request.param == "on the disk":
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+
+
+@pytest.mark.usefixtures("no_copies")
+@pytest.mark.parametrize("taken_by", ["nothing", "the library itself", "another library", "a pipe"])
+def test_13_a_copy_that_somebody_closed_is_made_again(
+    taken_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a process does that becomes a daemon; its next files get the numbers of those that it closed."""
+    monkeypatch.setenv(plugin_library.FOLDERS_VARIABLE, str(tmp_path))
+    paths = [tmp_path / f"{name}.so" for name in ("one", "other")]
+    for answer, path in enumerate(paths):
+        abi = f"int odestream_plugin_abi(void) {{ return {plugin_library.PLUGIN_ABI}; }}"
+        compile_library(path, f"{abi} int answer(void) {{ return {answer}; }}")
+    records = [plugin_library.plugin_record(paths[0])]
+    number = int(Path(plugin_library.find_plugin(records[0]).copy).name)
+    os.close(number)
+    ours, theirs = os.pipe()
+    os.close(theirs)
+    if taken_by == "a pipe":
+        os.dup2(ours, number)
+    elif taken_by != "nothing":
+        with paths[taken_by == "another library"].open("rb") as file:
+            os.dup2(file.fileno(), number)
+    os.close(ours)
+    records.append(plugin_library.plugin_record(paths[1]))
+    copies = [plugin_library.find_plugin(record).copy for record in records]
+    assert [Path(copy).read_bytes() for copy in copies] == [path.read_bytes() for path in paths]
+    assert [ctypes.CDLL(copy).answer() for copy in copies] == [0, 1]
+    paths[0].write_bytes(b"swapped")
+    assert hashlib.sha256(Path(copies[0]).read_bytes()).hexdigest() == records[0].sha256
+    if taken_by != "nothing":
+        os.close(number)
+
+
+@pytest.mark.usefixtures("no_copies")
+def test_a_copy_that_cannot_be_written_leaves_no_descriptor_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytes(1 << 20)
+    library(tmp_path, data)
+    monkeypatch.setenv(plugin_library.FOLDERS_VARIABLE, str(tmp_path))
+    record = PluginRecord(PLUGIN.file, hashlib.sha256(data).hexdigest(), PLUGIN.abi)
+    before, limits = len(list(Path("/proc/self/fd").iterdir())), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            plugin_library.find_plugin(record)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    copy = plugin_library.find_plugin(record).copy
+    assert Path(copy).read_bytes() == data
 
 
 def test_13_tensorrt_rtx_opens_the_copy_of_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Streams that are put away come back as they went, or are refused: never older, another fleet's, or left out."""
 
+import errno
+import fcntl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -131,6 +133,70 @@ def test_a_closed_fleet_puts_nothing_where_another_one_may_be_by_now(fleet: Flee
         fleet.evict(["a"])
     assert fleet.awake == ["a"]
     assert file_of(fleet).read_bytes() == newest
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_what_a_closed_fleet_still_does_leaves_the_next_one_s_shelf_alone(
+    model: Model, tmp_path: Path, on_disk: bool
+) -> None:
+    shelf = Shelf(tmp_path if on_disk else None)
+    first = Fleet(model, shelf=shelf)
+    first.close()
+    second = Fleet(model, shelf=shelf)
+    second.step([row(SECOND)])
+    second.evict(["a"])
+    first.close()
+    assert first.names == []
+    assert isinstance(first.step([row(2 * SECOND)])[0], Output)
+    with pytest.raises(SessionBusy, match="the shelf's fleet is closed"):
+        first.evict(["a"])
+    for again in (shelf, Shelf(tmp_path)) if on_disk else (shelf,):
+        with pytest.raises(SessionBusy, match="another fleet"):
+            again.claim()
+    twin = model.stream()
+    expected = [twin.step([1, 2, t], t * SECOND) for t in (1, 2)]
+    (answer,) = second.step([row(2 * SECOND)])
+    assert isinstance(answer, Output)
+    assert same(answer, expected[-1])
+    second.evict(["a"])
+    second.close()
+
+
+def refuse_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_nothing_can_be_locked_a_shelf_and_a_log_are_kept_and_a_warning_says_so(
+    model: Model, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuse_locks(monkeypatch, number)
+    fleet = Fleet(model, shelf=Shelf(tmp_path), recorder=Recorder(tmp_path / "log"))
+    put_away(fleet, SECOND)
+    assert isinstance(fleet.step([row(2 * SECOND)])[0], Output)
+    fleet.close()
+    for folder in (tmp_path, tmp_path / "log"):
+        assert f"{folder}: cannot be locked (refused); see to it that nobody else writes there" in caplog.messages
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])
+def test_both_errors_of_a_lock_that_is_held_say_who_has_the_folder(
+    model: Model, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_locks(monkeypatch, number)
+    with pytest.raises(SessionBusy, match=f"^{tmp_path}: another fleet .*; close it or choose another shelf$"):
+        Fleet(model, shelf=Shelf(tmp_path))
+
+
+def test_a_shelf_s_folder_must_exist(model: Model, tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "shelf")
+    with pytest.raises(InputError, match=f"^{tmp_path}/shelf: no such folder .*; make it or choose another shelf$"):
+        Fleet(model, shelf=shelf)
+    (tmp_path / "shelf").mkdir()
+    Fleet(model, shelf=shelf).close()
 
 
 def test_a_folder_is_one_fleet_s_and_a_second_one_leaves_it_as_it_was(model: Model, fleet: Fleet) -> None:
