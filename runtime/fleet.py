@@ -146,7 +146,7 @@ class Fleet:
         return {name: past for name, past in pasts.items() if any(block.rows for block in past)}
 
     def recall(self, pasts: Mapping[str, Sequence[Block]]) -> None:
-        """Let streams take late rows as far back as those of another fleet, which they were restored from."""
+        """Let streams take late rows as a log of these `pasts` will: this fleet's, or of one that it was restored from."""
         for name in pasts.keys() & self._members.keys():
             self._members[name].recall(pasts[name])
 

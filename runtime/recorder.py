@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -32,8 +32,11 @@ from odestream.runtime.snapshot import encode_snapshot
 
 if TYPE_CHECKING:
     from odestream.runtime.fleet import Answer, Fleet
+    from odestream.runtime.history import Block
     from odestream.runtime.inputlog import Segment
     from odestream.runtime.member import Observation
+
+    _Pasts = Mapping[str, Sequence[Block]]
 
 _LOG = logging.getLogger(__name__)
 
@@ -128,7 +131,8 @@ class Recorder:
         """Go on in a new segment; after a LogError the one before goes on, unless it is torn."""
         encoder = CallEncoder(observed(fleet.model.manifest))
         sequence = 1 + max(map(_sequence, segment_paths(self.folder)), default=0)
-        data = _beginning(fleet, sequence, encoder, self.folder)
+        pasts = fleet.pasts()
+        data = _beginning(fleet, pasts, sequence, encoder, self.folder)
         most = max(self._limit // SEGMENTS, 2 * len(data))
         path = self.folder / f"{sequence:012d}{SUFFIX}"
         try:
@@ -138,6 +142,7 @@ class Recorder:
             self._torn |= path.exists()  # whoever resumes would read that one
             reason = (cause.strerror or str(cause)).lower()
             raise LogError(f"{self.folder}: the log cannot be written ({reason}), {_ROOM}") from cause
+        fleet.recall(pasts)  # only now: the segment before knows nothing of them
         before, self._file = self._file, file
         self._encoder, self._size, self._most, self._torn = encoder, len(data), most, False
         try:
@@ -200,13 +205,13 @@ def _sequence(path: Path) -> int:
     return int(path.stem)
 
 
-def _beginning(fleet: Fleet, sequence: int, encoder: CallEncoder, folder: Path) -> bytes:
+def _beginning(fleet: Fleet, pasts: _Pasts, sequence: int, encoder: CallEncoder, folder: Path) -> bytes:
     """What a segment begins with; LogError where a stream that was put away can no longer be read."""
     try:
         data = encode_head(_head(fleet, sequence), fleet.snapshot() if fleet.names else b"")
     except SnapshotError as cause:
         raise LogError(f"{folder}: the log cannot go on, for want of a stream; {cause}") from cause
-    return data + b"".join(map(encoder.encode_past, _pasts(fleet)))
+    return data + b"".join(map(encoder.encode_past, _layers(fleet.model.manifest, pasts)))
 
 
 def _head(fleet: Fleet, sequence: int) -> LogHead:
@@ -225,11 +230,10 @@ def _head(fleet: Fleet, sequence: int) -> LogHead:
     )
 
 
-def _pasts(fleet: Fleet) -> Iterator[Past]:
+def _layers(manifest: Manifest, pasts: _Pasts) -> Iterator[Past]:
     """What late rows may come before: the first checkpoint of every stream with the rows after it, then the second."""
-    pasts = fleet.pasts()
     for layer in zip_longest(*pasts.values()):
         blocks = {name: block for name, block in zip(pasts, layer, strict=True) if block is not None}
         states = {name: replace(block.checkpoint.state, held=block.checkpoint.held) for name, block in blocks.items()}
         rows = tuple(tuple(block.rows) for block in blocks.values())
-        yield Past(encode_snapshot(fleet.model.manifest, states), rows)
+        yield Past(encode_snapshot(manifest, states), rows)

@@ -11,6 +11,7 @@ import pytest
 from odestream.runtime import LogError, Model, Output
 from odestream.runtime.fleet import Answer, Fleet, Observation
 from odestream.runtime.flight import replay, resume
+from odestream.runtime.policies import Policies
 from odestream.runtime.pool import Pool
 from odestream.runtime.recorder import Recorder, read_segments, segment_paths
 from odestream.runtime.shelf import Shelf
@@ -134,6 +135,30 @@ def test_a_segment_goes_on_while_there_is_no_room_for_the_next(
     (segment,) = read_segments(disk.folder)
     assert len(segment.events) == 1000
     assert resume(model, disk.folder).snapshot() == fleet.snapshot()
+
+
+def test_late_rows_after_a_segment_could_not_begin_are_in_the_one_that_goes_on(
+    model: Model, disk: Disk, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they may come before is not thinned: the segment that goes on would not reach as far back."""
+    fleet = Fleet(model, Policies(on_late="replay", window=400), recorder=record(SMALLEST))
+    late: list[Answer] = []
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("odestream.runtime.recorder.new_file", full)
+        for t in range(1001):
+            assert isinstance(step(fleet, 2 * t), Output)
+            if t >= 700 and t % 100 == 0:
+                late += [step(fleet, 2 * (t - back) - 1) for back in range(500, 380, -20)]
+    answered = sum(isinstance(answer, Output) for answer in late)
+    assert 0 < answered < len(late), "some reach too far back, some do not"
+    assert len(segment_paths(disk.folder)) == 1
+    told = list[str]()
+    assert resume(model, disk.folder, tell=told.append).snapshot() == fleet.snapshot()
+    assert told == []
 
 
 def test_a_segment_that_is_there_and_cannot_be_opened_does_not_hide_the_one_before(
