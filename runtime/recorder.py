@@ -8,7 +8,8 @@ alone, and the oldest may go when the ring is full.
 Where the disk is full, the oldest segments go first. Where that does not help either, calls are refused before their
 streams step, until there is room: what is answered is in the log. One call alone may be answered and not be there: the
 one whose write fails, since its streams have stepped; the next segment, which begins before any other call, holds what
-it did.
+it did. A segment that is whole goes on while the next one cannot begin, for want of room or of a stream, and takes the
+place of older ones; once it has grown to the whole limit, calls are refused too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -46,6 +48,7 @@ _LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ROOM = "so no call is taken; make room there or record into another folder"
 _LACKS = "%s: the log lacks what was done last (%s); the next segment will begin with what came of it"
+_GOES_ON = "%s: the next segment cannot begin (%s); this one goes on, and calls are refused once it is %d bytes"
 _CLOSED = "the recorder is closed; make a new one"
 _BUSY = "another process records here; one at a time does, so stop the other one or choose another folder"
 
@@ -68,7 +71,7 @@ class Recorder:
         self._file: BinaryIO | None = None
         self._torn = True
         self._size = 0
-        self._most = limit // SEGMENTS
+        self._most = self._end = limit // SEGMENTS
 
     def begin(self, fleet: Fleet) -> None:
         """Start a segment from the streams that the fleet has now; LogError where the disk cannot take it."""
@@ -76,10 +79,10 @@ class Recorder:
         self.ready(fleet)
 
     def ready(self, fleet: Fleet) -> None:
-        """Mend the log where a write has failed; LogError where the disk cannot take it, so that no call may step."""
+        """Mend the log where a write has failed; LogError where it cannot go on, so that no call may step."""
         if self._lock.closed:
             raise SessionBusy(_CLOSED)
-        if self._torn:
+        if self._refuses:
             self._go_on(fleet)
 
     def record(self, fleet: Fleet, rows: Sequence[Observation], answers: Sequence[Answer]) -> bool:
@@ -89,8 +92,7 @@ class Recorder:
             try:
                 self._go_on(fleet)
             except LogError as error:
-                _LOG.warning("%s", error)
-                self._most = self._size + self._limit // SEGMENTS  # the segment goes on, if it is whole, for so long
+                self._lengthen(error)
         return written
 
     def evicted(self, names: Sequence[str]) -> None:
@@ -109,6 +111,22 @@ class Recorder:
         finally:
             self._file = None
             self._lock.close()
+
+    @property
+    def _refuses(self) -> bool:
+        """Whether no call is taken before a new segment begins."""
+        return self._torn or self._size > self._end
+
+    def _lengthen(self, error: LogError) -> None:
+        """Have a segment that is whole go on, since none can begin after it; older ones make room for it."""
+        if self._refuses:
+            _LOG.warning("%s", error)
+            return
+        more, cause = self._limit // SEGMENTS, error.__cause__
+        self._most = min(self._size + more, self._end)
+        _LOG.warning(_GOES_ON, self.folder, cause.strerror if isinstance(cause, OSError) else cause, self._end)
+        with suppress(OSError):
+            self._forget(more)
 
     def _write(self, data: bytes) -> bool:
         """Write a frame, if the segment is whole; afterwards it is torn where that failed."""
@@ -145,6 +163,7 @@ class Recorder:
         fleet.recall(pasts)  # only now: the segment before knows nothing of them
         before, self._file = self._file, file
         self._encoder, self._size, self._most, self._torn = encoder, len(data), most, False
+        self._end = max(self._limit, most)
         try:
             self._finish(before)
         except OSError as cause:
