@@ -145,7 +145,7 @@ class Fleet:
         return {name: past for name, past in pasts.items() if any(block.rows for block in past)}
 
     def recall(self, pasts: Mapping[str, Sequence[Block]]) -> None:
-        """Let streams take late rows as far back as those of another fleet, which they were restored from."""
+        """Let streams take late rows as a log that holds `pasts` will: this fleet's, or one that it is read from."""
         for name in pasts.keys() & self._members.keys():
             self._members[name].recall(pasts[name])
 
@@ -200,16 +200,20 @@ class Fleet:
     def evict(self, names: Iterable[str]) -> None:
         """Put streams away: their buffers are freed, their state stays on the shelf, their next row brings them back.
 
-        A stream that was put away has no history, so that rows from before are too late.
+        A stream that was put away has no history, so that rows from before are too late. After an error those before
+        it are put away, and the log knows.
         """
-        chosen = list(names)
-        for name in chosen:
-            member = self._members[name]
-            self._shelf.put(name, encode_snapshot(self.model.manifest, {name: member.save()}))
-            del self._members[name]
-            member.stream.close()
-        if self._recorder is not None and chosen:
-            self._recorder.evicted(chosen)
+        away: list[str] = []
+        try:
+            for name in list(names):
+                member = self._members[name]
+                self._shelf.put(name, encode_snapshot(self.model.manifest, {name: member.save()}))
+                del self._members[name]
+                away.append(name)
+                member.stream.close()
+        finally:
+            if self._recorder is not None and away:
+                self._recorder.evicted(away)
 
     def evict_idle(self, seconds: float) -> list[str]:
         """Put away the streams that had no row for that long; their names."""

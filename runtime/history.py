@@ -55,28 +55,24 @@ class History:
         self._window = window
         self._blocks = [Block(start, [])]
 
-    @property
-    def blocks(self) -> Sequence[Block]:
-        """What a late row may come before, in order of time."""
-        return self._blocks
-
     def recall(self, blocks: Sequence[Block]) -> None:
-        """Become what another history of the same stream was."""
+        """Become what another history of the same stream was, or this one thinned."""
         self._blocks = list(blocks)
 
-    def thin(self) -> None:
-        """Keep all rows and few checkpoints, so that a log can hold both.
+    def thinned(self) -> list[Block]:
+        """Blocks of their own with all rows and few checkpoints, so that a log can hold both.
 
-        Whoever goes on from the log then has the same checkpoints as the stream itself, and so gives the same bits.
+        Once the log does, the stream takes them too (`recall`): whoever goes on from the log then has the same
+        checkpoints as the stream itself, and so gives the same bits.
         """
         most = max(self._window // PARTS, STRIDE)
-        kept = self._blocks[:1]
-        for block in self._blocks[1:]:
-            if len(kept[-1].rows) + len(block.rows) <= most:
+        kept: list[Block] = []
+        for block in self._blocks:
+            if kept and len(kept[-1].rows) + len(block.rows) <= most:
                 kept[-1].rows.extend(block.rows)
             else:
-                kept.append(block)
-        self._blocks = kept
+                kept.append(Block(block.checkpoint, list(block.rows)))
+        return kept
 
     def append(self, row: Seen, checkpoint: Callable[[], Checkpoint]) -> None:
         """Keep a row that was accepted; `checkpoint` makes one of the stream after it."""

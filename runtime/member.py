@@ -103,13 +103,10 @@ class Member:
 
     def past(self) -> Sequence[Block]:
         """What late rows may come before, thinned as a log keeps it; empty where none are taken."""
-        if self._history is None:
-            return ()
-        self._history.thin()
-        return self._history.blocks
+        return () if self._history is None else self._history.thinned()
 
     def recall(self, past: Sequence[Block]) -> None:
-        """Take late rows as far back as another member of the same stream did."""
+        """Take late rows as a log has what they may come before, of this member or another of the same stream."""
         if self._history is not None:
             self._history.recall(past)
 

@@ -8,7 +8,8 @@ alone, and the oldest may go when the ring is full.
 Where the disk is full, the oldest segments go first. Where that does not help either, calls are refused before their
 streams step, until there is room: what is answered is in the log. One call alone may be answered and not be there: the
 one whose write fails, since its streams have stepped; the next segment, which begins before any other call, holds what
-it did.
+it did. A segment that is whole goes on while the next one cannot begin, for want of room or of a stream, and takes the
+place of older ones; once it has grown to the whole limit, calls are refused too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -32,8 +34,11 @@ from odestream.runtime.snapshot import encode_snapshot
 
 if TYPE_CHECKING:
     from odestream.runtime.fleet import Answer, Fleet
+    from odestream.runtime.history import Block
     from odestream.runtime.inputlog import Segment
     from odestream.runtime.member import Observation
+
+    _Pasts = Mapping[str, Sequence[Block]]
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,6 +48,7 @@ _LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ROOM = "so no call is taken; make room there or record into another folder"
 _LACKS = "%s: the log lacks what was done last (%s); the next segment will begin with what came of it"
+_GOES_ON = "%s: the next segment cannot begin (%s); this one goes on, and calls are refused once it is %d bytes"
 _CLOSED = "the recorder is closed; make a new one"
 _BUSY = "another process records here; one at a time does, so stop the other one or choose another folder"
 
@@ -65,7 +71,7 @@ class Recorder:
         self._file: BinaryIO | None = None
         self._torn = True
         self._size = 0
-        self._most = limit // SEGMENTS
+        self._most = self._end = limit // SEGMENTS
 
     def begin(self, fleet: Fleet) -> None:
         """Start a segment from the streams that the fleet has now; LogError where the disk cannot take it."""
@@ -73,10 +79,10 @@ class Recorder:
         self.ready(fleet)
 
     def ready(self, fleet: Fleet) -> None:
-        """Mend the log where a write has failed; LogError where the disk cannot take it, so that no call may step."""
+        """Mend the log where a write has failed; LogError where it cannot go on, so that no call may step."""
         if self._lock.closed:
             raise SessionBusy(_CLOSED)
-        if self._torn:
+        if self._refuses:
             self._go_on(fleet)
 
     def record(self, fleet: Fleet, rows: Sequence[Observation], answers: Sequence[Answer]) -> bool:
@@ -86,8 +92,7 @@ class Recorder:
             try:
                 self._go_on(fleet)
             except LogError as error:
-                _LOG.warning("%s", error)
-                self._most = self._size + self._limit // SEGMENTS  # the segment goes on, if it is whole, for so long
+                self._lengthen(error)
         return written
 
     def evicted(self, names: Sequence[str]) -> None:
@@ -106,6 +111,22 @@ class Recorder:
         finally:
             self._file = None
             self._lock.close()
+
+    @property
+    def _refuses(self) -> bool:
+        """Whether no call is taken before a new segment begins."""
+        return self._torn or self._size > self._end
+
+    def _lengthen(self, error: LogError) -> None:
+        """Have a segment that is whole go on, since none can begin after it; older ones make room for it."""
+        if self._refuses:
+            _LOG.warning("%s", error)
+            return
+        more, cause = self._limit // SEGMENTS, error.__cause__
+        self._most = min(self._size + more, self._end)
+        _LOG.warning(_GOES_ON, self.folder, cause.strerror if isinstance(cause, OSError) else cause, self._end)
+        with suppress(OSError):
+            self._forget(more)
 
     def _write(self, data: bytes) -> bool:
         """Write a frame, if the segment is whole; afterwards it is torn where that failed."""
@@ -128,7 +149,8 @@ class Recorder:
         """Go on in a new segment; after a LogError the one before goes on, unless it is torn."""
         encoder = CallEncoder(observed(fleet.model.manifest))
         sequence = 1 + max(map(_sequence, segment_paths(self.folder)), default=0)
-        data = _beginning(fleet, sequence, encoder, self.folder)
+        pasts = fleet.pasts()
+        data = _beginning(fleet, pasts, sequence, encoder, self.folder)
         most = max(self._limit // SEGMENTS, 2 * len(data))
         path = self.folder / f"{sequence:012d}{SUFFIX}"
         try:
@@ -138,8 +160,10 @@ class Recorder:
             self._torn |= path.exists()  # whoever resumes would read that one
             reason = (cause.strerror or str(cause)).lower()
             raise LogError(f"{self.folder}: the log cannot be written ({reason}), {_ROOM}") from cause
+        fleet.recall(pasts)  # only now: the segment before knows nothing of them
         before, self._file = self._file, file
         self._encoder, self._size, self._most, self._torn = encoder, len(data), most, False
+        self._end = max(self._limit, most)
         try:
             self._finish(before)
         except OSError as cause:
@@ -200,13 +224,13 @@ def _sequence(path: Path) -> int:
     return int(path.stem)
 
 
-def _beginning(fleet: Fleet, sequence: int, encoder: CallEncoder, folder: Path) -> bytes:
+def _beginning(fleet: Fleet, pasts: _Pasts, sequence: int, encoder: CallEncoder, folder: Path) -> bytes:
     """What a segment begins with; LogError where a stream that was put away can no longer be read."""
     try:
         data = encode_head(_head(fleet, sequence), fleet.snapshot() if fleet.names else b"")
     except SnapshotError as cause:
         raise LogError(f"{folder}: the log cannot go on, for want of a stream; {cause}") from cause
-    return data + b"".join(map(encoder.encode_past, _pasts(fleet)))
+    return data + b"".join(map(encoder.encode_past, _layers(fleet.model.manifest, pasts)))
 
 
 def _head(fleet: Fleet, sequence: int) -> LogHead:
@@ -225,11 +249,10 @@ def _head(fleet: Fleet, sequence: int) -> LogHead:
     )
 
 
-def _pasts(fleet: Fleet) -> Iterator[Past]:
+def _layers(manifest: Manifest, pasts: _Pasts) -> Iterator[Past]:
     """What late rows may come before: the first checkpoint of every stream with the rows after it, then the second."""
-    pasts = fleet.pasts()
     for layer in zip_longest(*pasts.values()):
         blocks = {name: block for name, block in zip(pasts, layer, strict=True) if block is not None}
         states = {name: replace(block.checkpoint.state, held=block.checkpoint.held) for name, block in blocks.items()}
         rows = tuple(tuple(block.rows) for block in blocks.values())
-        yield Past(encode_snapshot(fleet.model.manifest, states), rows)
+        yield Past(encode_snapshot(manifest, states), rows)

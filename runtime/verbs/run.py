@@ -108,7 +108,7 @@ def run(
                 _stream_table(fleet, source, file, stopper, watchdog, tally)
             except BaseException:  # also of a reader that has left, and of a fault of our own
                 if snapshot is not None and fleet.names and output == STDOUT:
-                    write_generation(snapshot, fleet.snapshot())  # its rows are out: their state is kept
+                    _keep(fleet, snapshot)  # its rows are out
                 raise
             saved = b"" if snapshot is None else _saved(fleet, source)
         if snapshot is not None:
@@ -170,6 +170,14 @@ def _saved(fleet: Fleet, source: str) -> bytes:
     if not fleet.names:
         raise InputError(f"{source}: no rows, so there is no stream to save; leave --snapshot out")
     return fleet.snapshot()
+
+
+def _keep(fleet: Fleet, snapshot: Path) -> None:
+    """Save the streams of a run that a fault ends; where that fails too, it is told beside the fault."""
+    try:
+        write_generation(snapshot, fleet.snapshot())
+    except Exception as error:  # noqa: BLE001 (whatever it is, the fault that ended the run is the one to tell)
+        _tell_user(f"{snapshot}: the streams of the rows that are out could not be saved ({error})")
 
 
 def _tell(fleet: Fleet, tally: Tally, report: Path | None, force: bool) -> None:

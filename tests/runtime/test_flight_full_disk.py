@@ -11,6 +11,7 @@ import pytest
 from odestream.runtime import LogError, Model, Output
 from odestream.runtime.fleet import Answer, Fleet, Observation
 from odestream.runtime.flight import replay, resume
+from odestream.runtime.policies import Policies
 from odestream.runtime.pool import Pool
 from odestream.runtime.recorder import Recorder, read_segments, segment_paths
 from odestream.runtime.shelf import Shelf
@@ -129,11 +130,68 @@ def test_a_segment_goes_on_while_there_is_no_room_for_the_next(
         for t in range(1000):
             assert isinstance(step(fleet, t), Output)
     assert 1 < len(tries) < 20, "it is tried again, but not at every call"
-    assert "no space left on device" in caplog.text
+    assert "the next segment cannot begin (No space left on device); this one goes on" in caplog.text
+    assert "no call is taken" not in caplog.text
     assert fleet.telemetry.unlogged == 0
     (segment,) = read_segments(disk.folder)
     assert len(segment.events) == 1000
     assert resume(model, disk.folder).snapshot() == fleet.snapshot()
+
+
+@pytest.mark.parametrize("larger", [False, True])
+def test_a_segment_that_goes_on_grows_to_the_limit_and_calls_are_refused_from_there(
+    model: Model, disk: Disk, record: Record, tmp_path: Path, larger: bool
+) -> None:
+    """Where the streams alone are larger than that, to three times what it begins with, as any segment then."""
+    (tmp_path / "shelf").mkdir()
+    fleet = Fleet(model, shelf=Shelf(tmp_path / "shelf"), recorder=record(SMALLEST))
+    for i in range(1 + 1000 * larger):
+        fleet.step([Observation(f"lost{i}", [1, 2, 3], 0)])
+    for t in range(1000 * (not larger)):
+        assert isinstance(step(fleet, t), Output)
+    assert len(segment_paths(disk.folder)) > 1
+    fleet.evict(["lost0"])
+    whole = {path: path.read_bytes() for path in (tmp_path / "shelf").glob("*.snapshot")}
+    for path in whole:
+        path.write_bytes(b"spoiled")
+    ticks = iter(range(1000, 9000))
+    answer = next(answer for t in ticks if isinstance(answer := step(fleet, t), LogError))
+    assert "for want of a stream" in str(answer)
+    *older, segment = segment_paths(disk.folder)
+    size = segment.stat().st_size
+    assert larger or (not older and 0 < size - SMALLEST < 100), "beyond it is the last row that it took, no other"
+    assert not larger or 2 * SMALLEST < size < 3 * len(read_segments(disk.folder)[-1].snapshot) + 1000
+    assert isinstance(step(fleet, next(ticks)), LogError)
+    assert segment.stat().st_size == size
+    for path, data in whole.items():
+        path.write_bytes(data)
+    assert isinstance(step(fleet, next(ticks)), Output)
+    assert resume(model, disk.folder).snapshot() == fleet.snapshot()
+    fleet.close()
+
+
+def test_late_rows_after_a_segment_could_not_begin_are_in_the_one_that_goes_on(
+    model: Model, disk: Disk, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they may come before is not thinned: the segment that goes on would not reach as far back."""
+    fleet = Fleet(model, Policies(on_late="replay", window=400), recorder=record(SMALLEST))
+    late: list[Answer] = []
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("odestream.runtime.recorder.new_file", full)
+        for t in range(1001):
+            assert isinstance(step(fleet, 2 * t), Output)
+            if t >= 700 and t % 100 == 0:
+                late += [step(fleet, 2 * (t - back) - 1) for back in range(500, 380, -20)]
+    answered = sum(isinstance(answer, Output) for answer in late)
+    assert 0 < answered < len(late), "some reach too far back, some do not"
+    assert len(segment_paths(disk.folder)) == 1
+    told = list[str]()
+    assert resume(model, disk.folder, tell=told.append).snapshot() == fleet.snapshot()
+    assert told == []
 
 
 def test_a_segment_that_is_there_and_cannot_be_opened_does_not_hide_the_one_before(

@@ -1,5 +1,7 @@
 """Late rows in an input log: whatever was answered is there again, after any number of restarts."""
 
+import errno
+import os
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -16,7 +18,8 @@ from odestream.runtime.flight import replay, resume
 from odestream.runtime.inputlog import decode_segment
 from odestream.runtime.policies import Policies
 from odestream.runtime.recorder import Recorder, read_segments, segment_paths
-from tests.helpers.streams import SECOND, same
+from odestream.runtime.shelf import Shelf
+from tests.helpers.streams import SECOND, same, same_state
 
 SMALLEST = 1 << 16
 LATE = Policies(on_late="replay")
@@ -179,6 +182,31 @@ def test_a_stream_that_began_anew_does_not_go_back_to_the_one_before(model: Mode
     assert "far back" in str(twin.step([row(rng, 2 * 19 + 1)])[0])
     assert isinstance(twin.step([row(rng, 2 * 22 + 1)])[0], Output)
     twin.close()
+
+
+def test_streams_put_away_before_one_that_cannot_be_are_so_in_the_log_too(model: Model, tmp_path: Path) -> None:
+    """A row that is late for a stream which was put away is also refused once the log is resumed."""
+
+    class Full(Shelf):
+        def put(self, name: str, snapshot: bytes) -> None:
+            if name == "b":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().put(name, snapshot)
+
+    rng, told = np.random.default_rng(5), list[str]()
+    with closing(Fleet(model, LATE, shelf=Full(), recorder=Recorder(tmp_path / "log"))) as fleet:
+        for i in range(5):
+            fleet.step([row(rng, 2 * i, name) for name in "ab"])
+        with pytest.raises(OSError, match="No space"):
+            fleet.evict(["a", "b"])
+        assert fleet.awake == ["b"]
+        fleet.step([row(rng, 20)])
+        assert [isinstance(fleet.step([row(rng, 5, name)])[0], Output) for name in "ab"] == [False, True]
+        twin = resume(model, tmp_path / "log", tell=told.append)
+        assert twin.states().keys() == fleet.states().keys()
+        assert all(same_state(state, fleet.states()[name]) for name, state in twin.states().items())
+        assert [isinstance(twin.step([row(rng, 7, name)])[0], Output) for name in "ab"] == [False, True]
+    assert told == []
 
 
 @pytest.fixture

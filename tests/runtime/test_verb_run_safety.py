@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -115,6 +117,30 @@ def test_a_fault_of_any_kind_keeps_the_state_of_the_rows_that_are_out(
     good = write_table(tmp_path / "good.csv", ROWS[:4])
     assert run(bundle, good, "--snapshot", tmp_path / "good.snap") == 0
     assert (tmp_path / "fault.snap").read_bytes() == (tmp_path / "good.snap").read_bytes()
+
+
+@pytest.mark.parametrize("broken", ["disk", "fleet"])
+def test_a_snapshot_that_fails_does_not_hide_the_fault_that_ended_the_run(
+    broken: str,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad = write_table(tmp_path / "bad.csv", [*ROWS[:4], "9,x,1,1"])
+    assert run(bundle, bad) == 2
+    alone = refusal(capsys)
+
+    def failing(*_: object) -> bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if broken == "disk" else RuntimeError("a second fault")
+
+    disk, fleet = "odestream.runtime.verbs.run.write_generation", "odestream.runtime.fleet.Fleet.snapshot"
+    monkeypatch.setattr(disk if broken == "disk" else fleet, failing)
+    assert run(bundle, bad, "--snapshot", tmp_path / "bad.snap") == 2
+    second, first = capsys.readouterr().err.splitlines()
+    assert first == alone
+    assert str(tmp_path / "bad.snap") in second
+    assert ("No space left" if broken == "disk" else "a second fault") in second
 
 
 def run_text(bundle: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> str:
