@@ -28,7 +28,6 @@ from odestream.runtime.contract.engine import (
     TAGS,
     EngineRecord,
     GpuRecord,
-    PluginRecord,
     encode_record,
     engine_key,
     engine_name,
@@ -140,7 +139,7 @@ def compile_bundle(
         from odestream.export.engine import Options
     except ImportError as cause:
         raise CompatError(f"compile cannot start here ({cause}); pip install 'odestream[{target}]'") from cause
-    library = None if plugin is None else allowed_plugin(plugin)
+    library = None if plugin is None else plugin_record(allowed_plugin(plugin))
     options = Options(architectures, profiles(batches), library, version_compatible, hardware_compatible)
     folder = engine_folder(bundle) if out is None else Path(out)
     made = _Compilation(package, read_bundle(bundle), options, folder, progress)
@@ -185,7 +184,6 @@ class _Compilation:
         self.gpu: Gpu | None = None
         if not options.architectures:
             self.gpu = _gpu(package)
-        self.plugin: PluginRecord | None = None if options.plugin is None else plugin_record(options.plugin)
 
     def run(self) -> dict[str, EngineRecord]:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -266,7 +264,7 @@ class _Compilation:
             size=0,
             graph_sha256=files[self.bundle.manifest.graphs[label]].sha256,
             weights_sha256=files[WEIGHTS_NAME].sha256,
-            plugin=self.plugin,
+            plugin=self.options.plugin,
             calls={},
             proof="",
             architectures=architectures,

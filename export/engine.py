@@ -12,16 +12,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
 from odestream.export.plugin_graph import lower_calls
+from odestream.runtime.backends.plugin_library import find_plugin
 from odestream.runtime.backends.trt_package import Messages, Package, make_logger
 from odestream.runtime.bundle import Bundle
-from odestream.runtime.contract.engine import FUNCTION, PLUGIN, STATE_MAGNITUDE
+from odestream.runtime.contract.engine import FUNCTION, PLUGIN, STATE_MAGNITUDE, PluginRecord
 from odestream.runtime.contract.manifest import WEIGHTS_NAME
 from odestream.runtime.errors import CompatError, ExportError
 
@@ -34,11 +34,11 @@ Profile = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Options:
-    """How engines are built. architectures: as `sm89`, empty for the GPU that is here. plugin: a registered library."""
+    """How engines are built. architectures: as `sm89`, empty for the GPU that is here. plugin: the library's."""
 
     architectures: tuple[str, ...]
     profiles: tuple[Profile, ...]
-    plugin: Path | None = None
+    plugin: PluginRecord | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
 
@@ -144,7 +144,7 @@ class _Build:
             return None
         runtime = self.trt.Runtime(self.logger)
         if self.options.plugin is not None:
-            runtime.get_plugin_registry().load_library(str(self.options.plugin))
+            runtime.get_plugin_registry().load_library(find_plugin(self.options.plugin).copy)
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise CompatError(self._failure("cannot load what it built"))
@@ -228,10 +228,11 @@ def inspected_layers(text: str) -> list[tuple[str, bool]]:
     ]
 
 
-def register_plugin(registry: Any, path: Path, messages: Messages) -> None:
-    """Load a plugin library into a registry; CompatError where it cannot be loaded."""
-    if registry.load_library(str(path)) is None:
-        raise CompatError(f"{path}: not a plugin library ({messages.take()}); build it again for this TensorRT")
+def register_plugin(registry: Any, record: PluginRecord, messages: Messages) -> None:
+    """Load the plugin library that was hashed into a registry; CompatError where it cannot be loaded."""
+    library = find_plugin(record)
+    if registry.load_library(library.copy) is None:
+        raise CompatError(f"{library.path}: not a plugin library ({messages.take()}); build it again for this TensorRT")
 
 
 def _is_plugin(layer: Any) -> bool:

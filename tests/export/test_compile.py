@@ -28,6 +28,7 @@ from odestream.runtime.contract.engine import EngineRecord, engine_key
 from odestream.runtime.contract.manifest import TimeSpec
 from tests.export.conftest import CONFIGS, TASKS, Exported
 from tests.helpers.gru import Gru
+from tests.helpers.scripted_gpu import PLUGIN
 from tests.helpers.sequences import random_cell
 
 CALLS = {"OdeFlow": "function", "HybridMemory": "function"}
@@ -115,7 +116,7 @@ def test_a_function_that_runs_in_a_plugins_place_is_a_failure(
     package = load_package("trt-rtx")
     monkeypatch.setattr(engines, "register_plugin", lambda *_: None)
     monkeypatch.setattr(engines, "lower_calls", lambda _: None)  # the functions stay
-    options = Options(("sm89",), profiles([8]), plugin=Path("libodestream_plugins.so"))
+    options = Options(("sm89",), profiles([8]), plugin=PLUGIN)
     with pytest.raises(ExportError, match=r"OdeFlow, HybridMemory ran as function, not as plugin; .*--plugin"):
         build_engine(package, exported("forecast")[1], "1", options, None, lambda *_: None)
 
@@ -215,7 +216,7 @@ def test_the_native_target_builds_the_library_of_the_kernels(
 
 def test_a_plugin_that_is_not_registered_fails_the_parse(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "register_plugin", lambda *_: None)
-    options = Options(("sm89",), profiles([8]), plugin=Path("libodestream_plugins.so"))
+    options = Options(("sm89",), profiles([8]), plugin=PLUGIN)
     with pytest.raises(ExportError, match=r"cannot parse it .*Plugin not found"):
         build_engine(load_package("trt-rtx"), exported("forecast")[1], "1", options, None, lambda *_: None)
 

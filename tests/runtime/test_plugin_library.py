@@ -7,14 +7,16 @@ import hashlib
 import os
 import resource
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from odestream.export.engine import register_plugin
 from odestream.runtime import CompatError, PathError, load
 from odestream.runtime.backends import plugin_library, tensorrt
 from odestream.runtime.backends.engine_store import check_engine
-from odestream.runtime.backends.trt_package import load_package, make_logger
+from odestream.runtime.backends.trt_package import Messages, load_package, make_logger
 from odestream.runtime.bundle import read_bundle
 from odestream.runtime.contract.engine import EngineRecord, PluginRecord
 from tests.helpers import scripted_gpu as scripted
@@ -69,6 +71,25 @@ def test_13_a_plugin_library_swapped_after_it_was_hashed_is_not_the_one_that_run
     engine = tensorrt.open_engine(read_bundle(tiny_path))
     assert script.loaded_plugins == [b"library"]
     engine.close()
+
+
+def test_13_an_engine_is_built_with_the_plugin_library_that_its_sidecar_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(plugin_library.FOLDERS_VARIABLE, str(tmp_path))
+    library(tmp_path)
+    loaded = []
+
+    class Registry:
+        def load_library(self, path: str) -> object:
+            library(tmp_path, b"another library")
+            loaded.append(Path(path).read_bytes())
+            return self
+
+    for refusal in (nullcontext(), pytest.raises(CompatError, match="another plugin library than the engine was bui")):
+        with refusal:
+            register_plugin(Registry(), PLUGIN, Messages())
+        assert loaded == [b"library"]
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
