@@ -14,7 +14,7 @@ from odestream.runtime.history import Block, Checkpoint
 from odestream.runtime.inputlog import FAILED, Call, Eviction, LoggedRow, Segment, answer_digest
 from odestream.runtime.member import Observation
 from odestream.runtime.model import Model
-from odestream.runtime.policies import RESET
+from odestream.runtime.policies import REPLAY, RESET
 from odestream.runtime.recorder import Recorder, observed, read_segments
 from odestream.runtime.records import Output, StreamState
 from odestream.runtime.snapshot import REBUILD, decode_snapshot
@@ -65,11 +65,14 @@ def resume(
     recorder: goes on with the log from here. telemetry: counts from here. tell: hears what a user should know, of
     damage and of answers that came out otherwise. LogError where the log is another model's.
     """
-    (newest,) = read_segments(folder, 1)
+    segments = read_segments(folder, 1)
+    if _leans_back(segments[-1]):
+        segments = read_segments(folder, 2)
+    newest = segments[-1]
     check_model(model, newest)
     head = newest.head
     fleet = Fleet(model, head.policies, buckets=head.buckets, largest=head.largest)
-    different = sum(not replayed.same for replayed in replay(fleet, [_without_failures(newest)]))
+    different = sum(not replayed.same for replayed in replay(fleet, list(map(_without_failures, segments))))
     if newest.damage:
         tell(f"{newest.path} is damaged ({newest.damage}); the streams go on from the last call before")
     if different:
@@ -100,14 +103,16 @@ def moment(model: Model, segments: Sequence[Segment], stream: str, tick: int) ->
     head = segments[place].head
     fleet = Fleet(model, head.policies, buckets=head.buckets, largest=head.largest)
     earlier: tuple[StreamState | None, Observation] | None = None
-    _restore(fleet, segments[place])
-    for event in segments[place].events:
-        before = fleet.state(stream)
-        for replayed in _again(fleet, event):
-            if replayed.row is wanted.observation:
-                return Moment(replayed, before, earlier, wanted.observation.t or 0, head.buckets)
-            if replayed.row.stream == stream and isinstance(replayed.answer, Output):
-                earlier = before, replayed.row
+    first = place - (place > 0 and _leans_back(segments[place]))
+    for segment in segments[first : place + 1]:
+        _restore(fleet, segment)
+        for event in segment.events:
+            before = fleet.state(stream)
+            for replayed in _again(fleet, event):
+                if replayed.row is wanted.observation:
+                    return Moment(replayed, before, earlier, wanted.observation.t or 0, head.buckets)
+                if replayed.row.stream == stream and isinstance(replayed.answer, Output):
+                    earlier = before, replayed.row
     raise LogError(f"{segments[place].path}: changed while it was read; run it again")
 
 
@@ -160,13 +165,36 @@ def _without_failures(segment: Segment) -> Segment:
     return replace(segment, events=tuple(event for event in taken if event))
 
 
+def _leans_back(segment: Segment) -> bool:
+    """Whether late rows of the segment may come before rows that only the one before it holds: it is of an old log."""
+    return segment.head.policies.on_late == REPLAY and not segment.head.pasts
+
+
 def _restore(fleet: Fleet, segment: Segment) -> None:
-    """Have the streams that the segment begins with, and what late rows may come before."""
+    """Have the streams that the segment begins with, and what late rows may come before.
+
+    An old segment does not hold that: streams that are as it says already, from the segment before, keep what they had.
+    More than the recording fleet had does no harm: the rows that were too late for it are not in the log.
+    """
     where = str(segment.path)
+    if _leans_back(segment) and _begins(fleet, segment, where):
+        return
     fleet.forget()
     if segment.snapshot:
         fleet.restore(segment.snapshot, where)
     fleet.recall(_pasts(segment, fleet.model.manifest, where))
+
+
+def _begins(fleet: Fleet, segment: Segment, where: str) -> bool:
+    """Whether the fleet's streams are those that the segment begins with."""
+    wanted = decode_snapshot(segment.snapshot, fleet.model.manifest, where) if segment.snapshot else {}
+    there = fleet.states()
+    return {name: _facts(wanted[name]) for name in wanted} == {name: _facts(there[name]) for name in there}
+
+
+def _facts(state: StreamState) -> tuple[object, ...]:
+    """All of a state in parts that can be compared."""
+    return state.arena.tobytes(), state.tick, state.counters, state.previous, state.held
 
 
 def _pasts(segment: Segment, manifest: Manifest, where: str) -> dict[str, list[Block]]:

@@ -54,8 +54,9 @@ _AGAIN = "record a new log"
 class LogHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a segment begins with: all that a fleet of the same behaviour is made of.
 
-    sequence: of the segment. bundle: where the model was loaded from, for people. x: an observation. The rest are the
-    fleet's own.
+    sequence: of the segment. bundle: where the model was loaded from, for people. x: an observation. pasts: whether the
+    segment holds what late rows may come before; one from before there was such a mark leaves that in the segment
+    before it. The rest are the fleet's own.
     """
 
     sequence: int
@@ -68,6 +69,7 @@ class LogHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policies: Policies
     buckets: tuple[int, ...] | None
     largest: int
+    pasts: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -246,6 +246,7 @@ def _head(fleet: Fleet, sequence: int) -> LogHead:
         policies=fleet.policies,
         buckets=fleet.buckets,
         largest=fleet.largest,
+        pasts=True,
     )
 
 

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 
 from odestream.runtime import LogError, Model, Output
 from odestream.runtime.fleet import Fleet, Observation
-from odestream.runtime.flight import replay, resume
-from odestream.runtime.inputlog import decode_segment
+from odestream.runtime.flight import moment, replay, resume
+from odestream.runtime.inputlog import MAGIC, LogHead, decode_segment, frame
 from odestream.runtime.policies import Policies
 from odestream.runtime.recorder import Recorder, read_segments, segment_paths
 from odestream.runtime.shelf import Shelf
@@ -207,6 +208,63 @@ def test_streams_put_away_before_one_that_cannot_be_are_so_in_the_log_too(model:
         assert all(same_state(state, fleet.states()[name]) for name, state in twin.states().items())
         assert [isinstance(twin.step([row(rng, 7, name)])[0], Output) for name in "ab"] == [False, True]
     assert told == []
+
+
+@pytest.fixture
+def old_log(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, bytes]:
+    """A log of two segments as it was before a segment held what late rows may come before, and what came of it.
+
+    The second has a late row that comes before rows of the first.
+    """
+
+    def old_head(head: LogHead, snapshot: bytes) -> bytes:
+        fields = msgspec.to_builtins(head)
+        del fields["pasts"]
+        return MAGIC + frame(msgspec.json.encode(fields)) + frame(snapshot)
+
+    folder, rng = tmp_path / "old", np.random.default_rng(6)
+    with monkeypatch.context() as patch:
+        patch.setattr("odestream.runtime.recorder.encode_head", old_head)
+        patch.setattr(Fleet, "pasts", lambda _: {})
+        fleet = Fleet(model, LATE, recorder=Recorder(folder, SMALLEST))
+        i = 0
+        while len(segment_paths(folder)) < 2:
+            i += 1
+            fleet.step([row(rng, 2 * i)])
+        for tick in (2 * i + 2, 2 * i - 21, 2 * i + 4):
+            assert isinstance(fleet.step([row(rng, tick)])[0], Output)
+        snapshot = fleet.snapshot()
+        fleet.close()
+    return folder, snapshot
+
+
+def test_an_old_log_whose_late_rows_reach_into_the_segment_before_is_read_as_ever(
+    model: Model, old_log: tuple[Path, bytes]
+) -> None:
+    folder, snapshot = old_log
+    told, segments = list[str](), read_segments(folder)
+    assert all(not segment.pasts for segment in segments)
+    late = segments[1].events[1]
+    assert isinstance(late, tuple)
+    tick = late[0].observation.t or 0
+    assert replays_the_same(model, folder)
+    assert moment(model, segments, "a", tick).replayed.same
+    with closing(resume(model, folder, Recorder(folder, SMALLEST), tell=told.append)) as twin:
+        assert (told, twin.snapshot()) == ([], snapshot)
+        assert isinstance(twin.step([row(np.random.default_rng(7), tick - 40)])[0], Output)
+        for path in segment_paths(folder)[:-1]:
+            path.write_bytes(b"spoiled")
+        assert resume(model, folder).snapshot() == twin.snapshot(), "what it goes on with needs no old segment"
+
+
+def test_an_old_log_that_has_lost_the_segment_before_tells_what_came_out_otherwise(
+    model: Model, old_log: tuple[Path, bytes]
+) -> None:
+    folder, snapshot = old_log
+    segment_paths(folder)[0].unlink()
+    told = list[str]()
+    assert resume(model, folder, tell=told.append).snapshot() != snapshot
+    assert "answers of" in told[0]
 
 
 @pytest.fixture
