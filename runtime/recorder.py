@@ -70,6 +70,7 @@ class Recorder:
         remove_leftovers(folder, lambda name: name.endswith(SUFFIX))
         self._file: BinaryIO | None = None
         self._torn = True
+        self._lacking = False  # what failed to be written, until a segment begins with what came of it
         self._size = 0
         self._most = self._end = limit // SEGMENTS
 
@@ -132,7 +133,7 @@ class Recorder:
         """Write a frame, if the segment is whole; afterwards it is torn where that failed."""
         if self._torn or self._file is None:
             return False
-        self._torn = True
+        self._torn = self._lacking = True
         try:
             written = self._file.write(data) if data else 0
         except OSError as cause:
@@ -142,7 +143,7 @@ class Recorder:
             _LOG.warning(_LACKS, self.folder, f"{written} of {len(data)} bytes were written")
             return False
         self._size += len(data)
-        self._torn = False
+        self._torn = self._lacking = False
         return True
 
     def _go_on(self, fleet: Fleet) -> None:
@@ -159,10 +160,12 @@ class Recorder:
         except OSError as cause:
             self._torn |= path.exists()  # whoever resumes would read that one
             reason = (cause.strerror or str(cause)).lower()
-            raise LogError(f"{self.folder}: the log cannot be written ({reason}), {_ROOM}") from cause
+            lacks = "; it lacks what was done last" if self._lacking else ""
+            raise LogError(f"{self.folder}: the log cannot be written ({reason}{lacks}), {_ROOM}") from cause
         fleet.recall(pasts)  # only now: the segment before knows nothing of them
         before, self._file = self._file, file
         self._encoder, self._size, self._most, self._torn = encoder, len(data), most, False
+        self._lacking = False
         self._end = max(self._limit, most)
         try:
             self._finish(before)

@@ -237,7 +237,7 @@ class _Ticks:
         before = self.text.get(stream)
         if before is None:
             ended = format_time(previous, self.spec)
-            return f"{ended}, where the resumed stream ended; leave out the rows up to then, or leave out --resume"
+            return f"{ended}, where the resumed stream ended; leave out --resume, or the rows up to then (--skip-seen)"
         sort = "sort the rows by time and drop repeated ones"
         if self.columns.stream is not None:
             return f"{before}; {sort}"

@@ -38,8 +38,10 @@ def parse_time(text: str, spec: TimeSpec) -> int:
     """Ticks of a time cell, by `spec`: a number of `spec.unit`, or an ISO date with optional time, fraction and zone.
 
     Dates without a zone are UTC; their ticks count from 1970-01-01T00:00 UTC. TimeError where the text is neither,
-    is not finite, or does not fit into 64 bits.
+    is not finite, or does not fit into 64 bits; InputError where it is no text.
     """
+    if not isinstance(text, str):
+        raise InputError(f"a time is {text!r} ({type(text).__name__}), expected text; give it as a table writes it")
     text = text.strip()
     if not text:
         raise TimeError("the time is empty; give every row a time")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, TextIO
 
@@ -78,6 +78,26 @@ def table_rows(
         cells = [row.time] * (task.time is not None) + [row.stream] * (task.stream is not None)
         mask = None if row.mask.all() else row.mask
         yield TableRow(f"{name} line {row.line}", cells, row.stream, row.x, row.ticks, mask)
+
+
+class Unseen:
+    """The rows of a table that come after what their resumed streams had seen. skipped: the others.
+
+    last: the last tick of the streams that are resumed, by name; a row without a time was never seen.
+    """
+
+    def __init__(self, last: Mapping[str, int]) -> None:
+        self.skipped = 0
+        self._last = last
+
+    def of(self, rows: Iterable[TableRow]) -> Iterator[TableRow]:
+        """Those of `rows`, as they arrive."""
+        for row in rows:
+            last = self._last.get(row.stream)
+            if row.t is not None and last is not None and row.t <= last:
+                self.skipped += 1
+            else:
+                yield row
 
 
 def with_inputs(manifest: Manifest) -> TaskSpec:

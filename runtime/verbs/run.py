@@ -30,7 +30,7 @@ from odestream.runtime.session import UNNAMED
 from odestream.runtime.table import STDIN, open_source
 from odestream.runtime.telemetry import Telemetry
 from odestream.runtime.verbs.console import reading_progress, refuse_engines, refuse_outputs, save_json, whole_numbers
-from odestream.runtime.verbs.rows import TableRow, Writer, table_rows, with_inputs
+from odestream.runtime.verbs.rows import TableRow, Unseen, Writer, table_rows, with_inputs
 from odestream.runtime.verbs.stopping import Stopper
 from odestream.runtime.verbs.tally import Tally, as_json, sentence, total
 from odestream.runtime.watchdog import Watchdog
@@ -53,6 +53,9 @@ def run(
     resume: Annotated[
         Path | None, typer.Option(help="Continue the streams of this snapshot, or of the log in this folder.")
     ] = None,
+    skip_seen: Annotated[
+        bool, typer.Option("--skip-seen", help="Pass over rows up to where their resumed streams ended.")
+    ] = False,
     snapshot: Annotated[
         Path | None, typer.Option(help="Save the streams here at the end; the one before stays as NAME.previous.")
     ] = None,
@@ -90,7 +93,9 @@ def run(
     that it is alive.
     """
     chosen = None if buckets is None else whole_numbers("--buckets", buckets, "1,4")
-    how = _How(Policies(on_gap=on_gap, on_late=on_late), chosen, batch, Telemetry(deadline and deadline / 1e3))
+    how = _How(
+        Policies(on_gap=on_gap, on_late=on_late), chosen, batch, Telemetry(deadline and deadline / 1e3), skip_seen
+    )
     _refuse_paths(source, None if output == STDOUT else Path(output), resume, snapshot, report, force)
     _refuse_log(record, resume)
     refuse_engines(engines, (backend,))
@@ -105,7 +110,7 @@ def run(
         tally, watchdog = Tally(fleet), stack.enter_context(Watchdog())
         with _open_output(output, force) as file:
             try:
-                _stream_table(fleet, source, file, stopper, watchdog, tally)
+                _stream_table(fleet, source, file, stopper, watchdog, tally, how.skip_seen)
             except BaseException:  # also of a reader that has left, and of a fault of our own
                 if snapshot is not None and fleet.names and output == STDOUT:
                     _keep(fleet, snapshot)  # its rows are out
@@ -126,6 +131,7 @@ class _How:
     buckets: list[int] | None
     batch: int
     telemetry: Telemetry
+    skip_seen: bool
 
 
 def _fleet(model: Model, resume: Path | None, how: _How, recorder: Recorder | None) -> Fleet:
@@ -135,10 +141,7 @@ def _fleet(model: Model, resume: Path | None, how: _How, recorder: Recorder | No
         fleet = resume_log(model, resume, tell=_tell_user)
         wanted = how.policies, how.buckets and tuple(how.buckets), how.batch
         if (fleet.policies, fleet.buckets, fleet.largest) != wanted:
-            raise LogError(
-                f"{resume} was recorded with {fleet.policies}, buckets {fleet.buckets} and batch {fleet.largest}; "
-                "resume it with the same"
-            )
+            raise LogError(f"{resume} was recorded with other options; resume it with {_options(fleet)}")
     elif resume is not None:
         found = read_generation(resume)
         if found.path != resume:
@@ -148,6 +151,15 @@ def _fleet(model: Model, resume: Path | None, how: _How, recorder: Recorder | No
         _name_alone(fleet, resume)
     fleet.continue_with(recorder, how.telemetry)
     return fleet
+
+
+def _options(fleet: Fleet) -> str:
+    """The options of `run` that make such a fleet; a log of the Python interface may have policies that none makes."""
+    policies, usual = fleet.policies, Policies()
+    if (policies.on_missing, policies.window) != (usual.on_missing, usual.window):
+        return "odestream.runtime.flight.resume, which takes all of them from the log"
+    buckets = "" if fleet.buckets is None else f" --buckets {','.join(map(str, fleet.buckets))}"
+    return f"--on-gap {policies.on_gap} --on-late {policies.on_late} --batch {fleet.largest}{buckets}"
 
 
 def _tell_user(sentence: str) -> None:
@@ -200,7 +212,9 @@ def _tell(fleet: Fleet, tally: Tally, report: Path | None, force: bool) -> None:
         save_json(report, about | engine | counted, force)
 
 
-def _stream_table(fleet: Fleet, source: str, file: TextIO, stopper: Stopper, watchdog: Watchdog, tally: Tally) -> None:
+def _stream_table(
+    fleet: Fleet, source: str, file: TextIO, stopper: Stopper, watchdog: Watchdog, tally: Tally, skip_seen: bool
+) -> None:
     """Run every row of the source through its stream."""
     manifest = fleet.model.manifest
     task = with_inputs(manifest)
@@ -208,14 +222,18 @@ def _stream_table(fleet: Fleet, source: str, file: TextIO, stopper: Stopper, wat
     writer = Writer(file, task, predictions(task, 0 if y is None else y.size))
     window = 1 if file is sys.stdout or task.stream is None or fleet.largest == 1 else WINDOW
     last = {name: state.tick for name, state in fleet.states().items() if state.tick is not None}
+    unseen = Unseen(last if skip_seen else {})
     with open_source(source) as (name, stream), reading_progress(stream, "Streaming") as counted:
-        rows = table_rows(counted, name, manifest, task, last, fleet.policies.on_late == REPLAY)
-        ahead = watchdog.watched(stopper.until_stopped(tally.watched(rows)))
+        begun = {} if skip_seen else last
+        rows = table_rows(counted, name, manifest, task, begun, fleet.policies.on_late == REPLAY)
+        ahead = watchdog.watched(stopper.until_stopped(tally.watched(unseen.of(rows))))
         for seen, answer in _answered(fleet, ahead, window, watchdog):
             if isinstance(answer, OdestreamError):
                 raise type(answer)(f"{seen.where}: {answer}") from answer
             writer.write(seen, answer)
     writer.write_header()
+    if unseen.skipped:
+        _tell_user(f"{unseen.skipped:,} rows were passed over: their streams had seen them")
 
 
 def _answered(

@@ -59,8 +59,8 @@ def test_calls_that_a_full_disk_cannot_take_are_refused_and_change_nothing(
         answer = step(fleet, t)
         assert isinstance(answer, LogError)
         assert str(answer) == (
-            f"{disk.folder}: the log cannot be written (no space left on device), so no call is taken; make room there "
-            "or record into another folder"
+            f"{disk.folder}: the log cannot be written (no space left on device; it lacks what was done last), so no "
+            "call is taken; make room there or record into another folder"
         )
     assert fleet.snapshot() == before
     assert (fleet.telemetry.unlogged, fleet.telemetry.refused, fleet.telemetry.rows) == (1, {"LogError": 2}, 4)

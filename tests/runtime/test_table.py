@@ -119,7 +119,7 @@ def test_bad_table_is_refused_in_words(text: str | bytes, error: type[Exception]
 
 
 def test_times_must_come_after_a_resumed_snapshot() -> None:
-    remedy = "leave out the rows up to then, or leave out --resume$"
+    remedy = r"leave out --resume, or the rows up to then \(--skip-seen\)$"
     with pytest.raises(
         TimeError, match=f"line 2: time 3 does not come after 3, where the resumed stream ended; {remedy}"
     ):

@@ -143,3 +143,8 @@ def test_no_clock_from_a_bad_column(cells: list[str]) -> None:
 def test_unknown_unit_names_the_known_ones() -> None:
     with pytest.raises(InputError, match="'month'; choose one of ns, us, ms, s, min, h, day, week, year, step"):
         time_spec(["1"], "month")
+
+
+def test_a_time_that_is_no_text_is_refused_in_words() -> None:
+    with pytest.raises(InputError, match=r"^a time is 2002.0 \(float\), expected text; give it as a table writes it$"):
+        parse_time(2002.0, step_spec())  # type: ignore[arg-type]

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from odestream.runtime import load
+from odestream.runtime.contract.manifest import TaskSpec
 from odestream.runtime.fleet import Answer, Fleet, Observation
-from tests.helpers.run_verb import ROWS, files_under, refusal, run, write_table
+from tests.helpers.run_verb import ROWS, files_under, refusal, run, with_task, write_table
 from tests.helpers.tiny_bundle import Tiny, write_tiny
 
 
@@ -52,6 +53,33 @@ def test_snapshot_of_the_python_interface_is_resumed_and_back(
     capsys.readouterr()
     assert run(bundle, second, "--resume", tmp_path / "two.snap") == 0
     assert capsys.readouterr().out.splitlines()[1:] == whole.splitlines()[3:]
+
+
+SEVERAL = ["time,id,c0,c1,c2", "0,x,1,2,3", "0,y,2,3,4", "1,x,2,1,0", "2,y,0,0,1", "2,x,3,2,1", "3,y,1,1,1"]
+
+
+@pytest.mark.parametrize("kept", ["snapshot", "log"])
+def test_the_same_table_goes_on_where_a_run_had_ended(
+    kept: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a kill: nobody has to count what was read, though streams ended at different times."""
+    task = TaskSpec("forecast", ("c0", "c1", "c2"), ("c1",), (), "time", "id")
+    bundle = with_task(write_tiny(tmp_path / "several"), task)
+    table = write_table(tmp_path / "table.csv", SEVERAL)
+    whole = run_text(bundle, table, capsys).splitlines()
+    place, option = tmp_path / kept, "--snapshot" if kept == "snapshot" else "--record"
+    assert run(bundle, write_table(tmp_path / "part.csv", SEVERAL[:5]), option, place) == 0
+    capsys.readouterr()
+    assert run(bundle, table, "--resume", place) == 2
+    assert refusal(capsys).endswith("leave out --resume, or the rows up to then (--skip-seen)")
+    assert run(bundle, table, "--resume", place, "--skip-seen", *((option, place) if kept == "log" else ())) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [whole[0], *whole[5:]]
+    assert "4 rows were passed over: their streams had seen them" in err
+    assert (
+        run(bundle, write_table(tmp_path / "back.csv", [*SEVERAL, "1,y,0,0,0"]), "--resume", place, "--skip-seen") == 2
+    )
+    assert "sort the rows" in refusal(capsys)
 
 
 def test_gap_that_cannot_be_crossed_is_an_error_or_a_new_stream(
