@@ -38,6 +38,7 @@ PARTS: dict[str, dict[str, Any]] = {
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "EVERY", 5)
     monkeypatch.setattr(soak_kills, "LANES", 2)
+    monkeypatch.setattr(soak_kills, "LONGEST_LIFE", 0.2)  # so that a child gets to finish something on a busy machine
 
 
 def test_interrupted_streams_are_those_that_were_left_alone(model: Model, tmp_path: Path) -> None:
