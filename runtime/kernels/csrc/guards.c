@@ -23,7 +23,7 @@ static uint32_t bits_of(const char* values, Py_ssize_t i) {
 static uint32_t carried(uint32_t bits) { return (bits & 0x7fffffffu) + 0x00800000u; }
 
 /* Four quarters at once: a new state comes from the second or third cache, which then has four streams to fetch. */
-static int all_finite(const char* values, Py_ssize_t count) {
+static inline __attribute__((always_inline)) int scan(const char* values, Py_ssize_t count) {
   const Py_ssize_t quarter = count / 4;
   uint32_t found = 0;
   for (Py_ssize_t i = 0; i < quarter; ++i) {
@@ -33,6 +33,18 @@ static int all_finite(const char* values, Py_ssize_t count) {
   for (Py_ssize_t i = 4 * quarter; i < count; ++i) found |= carried(bits_of(values, i));
   return found >> 31 == 0;
 }
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static int scan_avx2(const char* values, Py_ssize_t count) {
+  return scan(values, count);
+}
+
+static int all_finite(const char* values, Py_ssize_t count) {
+  return __builtin_cpu_supports("avx2") ? scan_avx2(values, count) : scan(values, count);
+}
+#else
+static int all_finite(const char* values, Py_ssize_t count) { return scan(values, count); }
+#endif
 
 static int is_float32(const Py_buffer* view) {
   return view->format != NULL && strcmp(view->format, "f") == 0;
