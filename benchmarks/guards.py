@@ -36,7 +36,6 @@ from odestream.runtime import CompatError, Model, intake, load
 from odestream.runtime.arena import aligned
 from odestream.runtime.backends import host
 from odestream.runtime.backends.native import NativeEngine
-from odestream.runtime.clock import Clock
 from odestream.runtime.guards import BY_NUMPY, GUARDS, Guards
 from odestream.runtime.intake import Intake
 from odestream.runtime.kernels.library import Call, load_library
@@ -100,7 +99,7 @@ class _Around:
         self._x = self._binding.inputs["x"][0]
         for name, values in inputs.row(1).items():
             np.copyto(self._binding.inputs[name], values)
-        self._clock, self._intake = Clock(model.manifest.time), Intake(model.manifest, self._binding.inputs)
+        self._intake = Intake(model.manifest, self._binding.inputs)
         self._last = -1
         self.engine_ns: list[int] = []
 
@@ -117,11 +116,12 @@ class _Around:
 
     def before(self) -> None:
         """The guards of `EngineCore.arrive`."""
-        now = self._clock.tick(self._rows.tick)
-        if now <= self._last:
-            raise RuntimeError("time stands still")
-        self._intake.observe(self._rows.x, None)
-        self._last = now
+        intake, tick = self._intake, self._rows.tick
+        if not self._guards.advance(self._rows.x, intake.row, tick, self._last):
+            raise RuntimeError("time stands still, or a value is not finite")
+        if not intake.mask_is_ones:
+            intake.see_all()
+        self._last = tick
 
     def after(self) -> None:
         """That of `GapSolver`."""
@@ -144,7 +144,7 @@ class _Around:
 def use(guards: Guards) -> None:
     """Put these guards where the runtime looks its own up."""
     for module in (intake, host):
-        for name in ("finite", "take", "held"):
+        for name in ("finite", "held"):
             if hasattr(module, name):
                 setattr(module, name, getattr(guards, name))
 

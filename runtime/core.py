@@ -19,6 +19,7 @@ from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.contract.rule import Accepted
 from odestream.runtime.errors import InputError, StateError, TimeError
 from odestream.runtime.gaps import bucket_rule
+from odestream.runtime.guards import advance
 from odestream.runtime.intake import Intake
 from odestream.runtime.records import Counters, Output, StreamState
 from odestream.runtime.solving import Crossing, GapSolver
@@ -94,14 +95,18 @@ class EngineCore:
 
     def arrive(self, x: ArrayLike, t: object, mask: ArrayLike | None) -> Crossing:
         """Check an observation and write it into the inputs; the gap over which the flow runs."""
-        now = self._clock.tick(next_tick(self._clock, self._last, self._untimed) if t is None else t)
-        last = self._last
+        intake, last = self._intake, self._last
+        if mask is None and last is not None and advance(x, intake.row, t, last):
+            if not intake.mask_is_ones:
+                intake.see_all()
+            return Crossing(self._previous, last, t)  # type: ignore[arg-type]
+        now = self._clock.tick(next_tick(self._clock, last, self._untimed) if t is None else t)
         if last is None:
             last = now
             self.solver.set_phase(now)
         elif now <= last:
             raise does_not_advance(self._clock, now, last)
-        self._intake.observe(x, mask)
+        intake.observe(x, mask)
         return Crossing(self._previous, last, now)
 
     def accept(self, crossing: Crossing) -> Output:

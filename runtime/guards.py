@@ -1,4 +1,4 @@
-"""The two checks of numbers that every step makes: `take` of what comes in, `finite` of what an engine left.
+"""The two checks of numbers that every step makes: `advance` of what comes in, `finite` of what an engine left.
 
 They are compiled where `odestream.runtime.kernels.build` has built them, else numpy's, and say the same. Between two
 calls of an engine numpy's leave the caches cold and have to come back: compiled, they are a fifth of that.
@@ -22,19 +22,21 @@ from odestream.runtime.kernels.build_guards import MODULE, STABLE_ABI, find_guar
 _BLAS_STAYS_SINGLE_THREADED = 8192
 _FEW = 16  # values that Python adds up in half the time that `vdot` takes for any; at some 50 they are even
 _FLOAT32 = np.dtype(np.float32)
+_INT64 = 1 << 63
 
 
 class Guards(NamedTuple):
     """finite(values): whether a contiguous array of float32 holds neither NaN nor infinity.
 
-    take(values, target): copies values into target, a contiguous array of float32, and tells whether they are finite;
-    None, with nothing copied, unless both are of float32 and of one shape.
+    advance(values, target, tick, last): copies values into target, a contiguous array of float32, and tells whether all
+    is plainly well: they are float32 of its shape and finite, and tick is an int of 64 bits after last. Where it is
+    not, target may hold anything, and a closer look finds out why, or that all is well after all.
 
-    held(array): what `finite` and `take` read sooner than the array, for one that is checked again and again.
+    held(array): what both read sooner than the array, for one that is checked again and again.
     """
 
     finite: Callable[[Any], bool]
-    take: Callable[[Any, Any], bool | None]
+    advance: Callable[[Any, Any, Any, int], bool]
     held: Callable[[NDArray[Any]], Any]
     compiled: bool
 
@@ -50,19 +52,21 @@ def finite_by_numpy(values: NDArray[np.float32]) -> bool:
     return bool(np.isfinite(values).all())
 
 
-def take_by_numpy(values: Any, target: NDArray[np.float32]) -> bool | None:
+def advance_by_numpy(values: Any, target: NDArray[np.float32], tick: Any, last: int) -> bool:
     """See `Guards`."""
+    if type(tick) is not int or not last < tick < _INT64:
+        return False
     if type(values) is not np.ndarray or values.dtype is not _FLOAT32:
-        return None
+        return False
     if target.dtype is not _FLOAT32 or values.shape != target.shape:
-        return None
+        return False
     target[...] = values
     # Of a few values the sum, in Python's double precision, which cannot overflow; else a sum of squares.
     flat = target.reshape(-1)
     return isfinite(sum(flat.tolist())) if flat.size <= _FEW else finite_by_numpy(flat)
 
 
-BY_NUMPY = Guards(finite_by_numpy, take_by_numpy, held=lambda array: array, compiled=False)
+BY_NUMPY = Guards(finite_by_numpy, advance_by_numpy, held=lambda array: array, compiled=False)
 
 
 def compiled_guards(path: Path | None) -> Guards | None:
@@ -75,7 +79,7 @@ def compiled_guards(path: Path | None) -> Guards | None:
         loader.exec_module(module)
     except ImportError:
         return None
-    return Guards(module.finite, module.take, held=_view, compiled=True)
+    return Guards(module.finite, module.advance, held=_view, compiled=True)
 
 
 def _view(array: NDArray[Any]) -> memoryview:
@@ -84,4 +88,4 @@ def _view(array: NDArray[Any]) -> memoryview:
 
 
 GUARDS = compiled_guards(find_guards()) or BY_NUMPY
-finite, take, held = GUARDS.finite, GUARDS.take, GUARDS.held
+finite, advance, held = GUARDS.finite, GUARDS.advance, GUARDS.held

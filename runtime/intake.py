@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from odestream.runtime.contract.manifest import Manifest
 from odestream.runtime.errors import InputError
-from odestream.runtime.guards import finite, held, take
+from odestream.runtime.guards import finite, held
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _BOOL = np.dtype(np.bool_)
@@ -28,7 +28,8 @@ Seen = NDArray[np.bool_]
 class Intake:
     """Fills the inputs `x` and `mask` of one row. Nothing handed in is kept: its values are copied.
 
-    shape: of one observation. takes_mask: whether channels may be missing. takes_tokens: whether x is an integer.
+    row: what `guards.advance` may fill where nothing is missing; then `see_all`, unless mask_is_ones. shape: of one
+    observation. takes_mask: whether channels may be missing. takes_tokens: whether x is an integer.
     """
 
     def __init__(self, manifest: Manifest, inputs: Mapping[str, Values]) -> None:
@@ -38,10 +39,10 @@ class Intake:
         self.takes_tokens = x.dtype == np.int64
         self._x: Values = x.reshape(self.shape)
         self._flat: Values = x.reshape(-1)
-        self._row = held(self._x)
+        self.row = held(self._x)
         self._mask: Values | None = None if mask is None else mask[0]
         self._ones = b"" if self._mask is None else np.ones_like(self._mask).tobytes()
-        self._mask_is_ones = mask is None
+        self.mask_is_ones = mask is None
         self._columns = manifest.task.inputs
         y = manifest.spec.output("y")
         self._tokens = y.size if manifest.task.kind == "tokens" and y is not None else 1 << 63
@@ -52,12 +53,17 @@ class Intake:
         Raises InputError for a wrong shape or dtype, values that are not finite, and a mask not of zeros and ones.
         """
         seen = None if mask is None or self._all_seen(mask) else self._seen(mask)
-        found = take(x, self._row) if seen is None else None
-        if found is None:
-            found = self._put(self._convert(x, seen), seen)
-        if seen is None and not self._mask_is_ones:
-            self._see_all()
-        if not found:
+        if type(x) is np.ndarray and x.dtype is _FLOAT32 and x.shape == self.shape and not self.takes_tokens:
+            values: Values = x
+        else:
+            values = self._convert(x, seen)
+        if seen is None:
+            self._x[...] = values
+            self.see_all()
+        else:
+            self._x.fill(0)
+            np.putmask(self._x, seen, values)
+        if not self.takes_tokens and not finite(self._flat):
             self._refuse_not_finite()
 
     def nothing(self) -> None:
@@ -66,7 +72,7 @@ class Intake:
             raise InputError("this model takes no mask, so time cannot pass without an observation; export it with one")
         self._x.fill(0)
         self._mask.fill(0)
-        self._mask_is_ones = False
+        self.mask_is_ones = False
 
     def _all_seen(self, mask: ArrayLike) -> bool:
         """Whether the mask is one that is the same as none; False where only a closer look can tell."""
@@ -74,10 +80,11 @@ class Intake:
             return False
         return mask.shape == self._mask.shape and mask.tobytes() == self._ones
 
-    def _see_all(self) -> None:
-        if self._mask is not None:
+    def see_all(self) -> None:
+        """No value is missing; for whoever has written the row himself."""
+        if self._mask is not None and not self.mask_is_ones:
             self._mask.fill(1)
-            self._mask_is_ones = True
+            self.mask_is_ones = True
 
     def _seen(self, mask: ArrayLike) -> Seen:
         """Write the mask; where it is one, as booleans."""
@@ -93,21 +100,12 @@ class Intake:
             raise InputError(
                 f"mask: received dtype {array.dtype}, expected booleans or zeros and ones; convert it first"
             )
-        self._mask_is_ones = False
+        self.mask_is_ones = False
         seen: Seen = array if array.dtype is _BOOL else array.astype(_BOOL)
         target[...] = seen
         if array is not seen and not _equal(target, array):
             raise InputError("mask: received a value other than 0 and 1; give 1 for observed and 0 for missing")
         return seen
-
-    def _put(self, values: Values, seen: Seen | None) -> bool:
-        """Write what was converted into the row; whether it is finite."""
-        if seen is None:
-            self._x[...] = values
-        else:
-            self._x.fill(0)
-            np.putmask(self._x, seen, values)
-        return self.takes_tokens or finite(self._flat)
 
     def _convert(self, x: ArrayLike, seen: Seen | None) -> Values:
         """`x` as an array that the graph's dtype can hold; zero where it was not seen."""

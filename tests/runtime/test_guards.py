@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from odestream.runtime import CompatError, InputError, StateError, intake, load
+from odestream.runtime import CompatError, InputError, StateError, core, intake, load
 from odestream.runtime.backends import host
 from odestream.runtime.guards import BY_NUMPY, Guards, compiled_guards
 from odestream.runtime.kernels import build_guards, places
@@ -37,8 +37,8 @@ def either(request: pytest.FixtureRequest) -> Guards:
 
 @pytest.fixture
 def in_use(either: Guards, monkeypatch: pytest.MonkeyPatch) -> Guards:
-    for module in (intake, host):
-        for name in ("finite", "take", "held"):
+    for module in (core, intake, host):
+        for name in ("finite", "advance", "held"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, getattr(either, name))
     return either
@@ -68,11 +68,40 @@ def test_nothing_at_all_is_finite(either: Guards) -> None:
 
 
 @given(size=st.sampled_from([1, 2, 3, 16, 17, 100]), data=st.data())
-def test_take_copies_and_tells(either: Guards, size: int, data: st.DataObject) -> None:
+def test_advance_copies_and_tells(either: Guards, size: int, data: st.DataObject) -> None:
     values = np.array(data.draw(st.lists(VALUES, min_size=size, max_size=size)), np.float32)
     target = np.full(size, 7, np.float32)
-    assert either.take(values, either.held(target)) is bool(np.isfinite(values).all())
+    assert either.advance(values, either.held(target), 3, 2) is bool(np.isfinite(values).all())
     assert target.tobytes() == values.tobytes()
+
+
+LEAST, MOST = -(1 << 63), (1 << 63) - 1
+
+
+@pytest.mark.parametrize(
+    ("tick", "last", "advances"),
+    [
+        (1, 0, True),
+        (0, 0, False),
+        (-1, 0, False),
+        (0, -1, True),
+        (-1, -2, True),
+        (MOST, MOST - 1, True),
+        (MOST, LEAST, True),
+        (LEAST, LEAST, False),
+        (MOST + 1, 0, False),
+        (1 << 200, 0, False),
+        (LEAST - 1, 0, False),
+        (True, 0, False),
+        (1.0, 0, False),
+        (np.int64(1), 0, False),
+        ("1", 0, False),
+        (None, 0, False),
+    ],
+    ids=repr,
+)
+def test_a_tick_is_an_int_of_64_bits_after_the_last(either: Guards, tick: Any, last: int, advances: bool) -> None:
+    assert either.advance(np.ones(3, np.float32), either.held(np.zeros(3, np.float32)), tick, last) is advances
 
 
 WIDE = np.arange(8, dtype=np.float32)
@@ -92,16 +121,16 @@ ELSEWHERE: list[Any] = [
 
 
 @pytest.mark.parametrize("values", ELSEWHERE, ids=repr)
-def test_take_leaves_what_is_not_plainly_the_same_to_a_closer_look(either: Guards, values: Any) -> None:
+def test_what_is_not_plainly_the_same_is_left_to_a_closer_look(either: Guards, values: Any) -> None:
     target = np.full(4, 7, np.float32)
-    assert either.take(values, either.held(target)) is None
+    assert either.advance(values, either.held(target), 1, 0) is False
     assert target.tolist() == [7, 7, 7, 7]
 
 
-def test_take_never_writes_floats_into_tokens(either: Guards) -> None:
+def test_floats_are_never_written_into_tokens(either: Guards) -> None:
     target = np.full(4, 7, np.int64)
-    assert either.take(np.ones(4, np.float32), either.held(target)) is None
-    assert either.take(np.ones(4, np.int64), either.held(target)) is None
+    assert either.advance(np.ones(4, np.float32), either.held(target), 1, 0) is False
+    assert either.advance(np.ones(4, np.int64), either.held(target), 1, 0) is False
     assert target.tolist() == [7, 7, 7, 7]
 
 
@@ -115,19 +144,19 @@ def test_the_compiled_module_refuses_what_it_cannot_check(compiled: Guards) -> N
     frozen = np.ones(4, np.float32)
     frozen.flags.writeable = False
     with pytest.raises((TypeError, ValueError, BufferError)):
-        compiled.take(np.ones(4, np.float32), frozen)
+        compiled.advance(np.ones(4, np.float32), frozen, 1, 0)
 
 
 def test_neither_guard_keeps_a_reference(compiled: Guards) -> None:
     values, target = np.ones(16, np.float32), np.zeros(16, np.float32)
-    view, other = memoryview(target), [1.0]
-    counts = [sys.getrefcount(one) for one in (values, target, view, other)]
+    view, other, tick = memoryview(target), [1.0], 1 << 40
+    counts = [sys.getrefcount(one) for one in (values, target, view, other, tick)]
     for _ in range(1000):
-        compiled.take(values, view)
-        compiled.take(other, view)
-        compiled.take(values[:3], view)
+        compiled.advance(values, view, tick, 0)
+        compiled.advance(other, view, tick, 0)
+        compiled.advance(values[:3], view, tick, 0)
         compiled.finite(view)
-    after = [sys.getrefcount(one) for one in (values, target, view, other)]
+    after = [sys.getrefcount(one) for one in (values, target, view, other, tick)]
     assert max(abs(b - a) for a, b in zip(counts, after, strict=True)) < 100
     view.release()  # BufferError while anything still looks at it
 
@@ -150,8 +179,11 @@ def test_a_stream_answers_the_same_whatever_holds_its_values(tmp_path: Path, x: 
     with load(write_tiny(tmp_path / "bundle", Tiny(buckets=(1,))), backend="onnxruntime") as model:
         stream, twin = model.stream(), model.stream()
         expected = np.asarray(x, np.float32).tolist()
-        assert stream.step(x, 10).y.tobytes() == twin.step(expected, 10).y.tobytes()
-        assert stream.snapshot() == twin.snapshot()
+        for t in (10, 20, 30):  # the first row of a stream, one after it, and one after a row with a hole
+            assert stream.step(x, t).y.tobytes() == twin.step(expected, t).y.tobytes()
+            assert stream.snapshot() == twin.snapshot()
+            for one in (stream, twin):
+                one.step([1, 2, 3], t + 5, [1, 0, 1])
 
 
 @pytest.mark.usefixtures("in_use")

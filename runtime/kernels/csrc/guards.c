@@ -76,33 +76,51 @@ static PyObject* tell_finite(PyObject* module, PyObject* values) {
   return NULL;
 }
 
-static PyObject* take(PyObject* module, PyObject* const* arguments, Py_ssize_t count) {
-  Py_buffer values, target;
-  (void)module;
-  if (count != 2) {
-    PyErr_SetString(PyExc_TypeError, "take needs two arguments; give values and their target");
-    return NULL;
+/* Whether a tick is an int of 64 bits after `last`, which is one; no error is left. */
+static int advances(PyObject* tick, PyObject* last) {
+  int beyond = 0;
+  if (!PyLong_CheckExact(tick)) return 0;
+  const long long now = PyLong_AsLongLongAndOverflow(tick, &beyond);
+  const long long before = PyLong_AsLongLong(last);
+  if (before == -1 && PyErr_Occurred()) {
+    PyErr_Clear();
+    return 0;
   }
-  if (PyObject_GetBuffer(arguments[1], &target, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0) return NULL;
-  if (PyObject_GetBuffer(arguments[0], &values, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS) < 0) {
+  return !beyond && now > before;
+}
+
+/* Copy values into target if both are contiguous float32 of one shape; whether they are, and finite. */
+static int take(PyObject* from, PyObject* to) {
+  Py_buffer values, target;
+  if (PyObject_GetBuffer(to, &target, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0) return -1;
+  if (PyObject_GetBuffer(from, &values, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS) < 0) {
     PyErr_Clear(); /* no buffer at all, or one with gaps: for numpy to read */
     PyBuffer_Release(&target);
-    Py_RETURN_NONE;
+    return 0;
   }
   const int plain = is_float32(&values) && is_float32(&target) && same_shape(&values, &target);
   if (plain) memmove(target.buf, values.buf, (size_t)target.len);
   const int found = plain && all_finite(target.buf, target.len / 4);
   PyBuffer_Release(&values);
   PyBuffer_Release(&target);
-  if (plain) return PyBool_FromLong(found);
-  Py_RETURN_NONE;
+  return found;
+}
+
+static PyObject* advance(PyObject* module, PyObject* const* arguments, Py_ssize_t count) {
+  (void)module;
+  if (count != 4) {
+    PyErr_SetString(PyExc_TypeError, "advance needs four arguments; give values, target, tick and last");
+    return NULL;
+  }
+  const int found = advances(arguments[2], arguments[3]) ? take(arguments[0], arguments[1]) : 0;
+  return found < 0 ? NULL : PyBool_FromLong(found);
 }
 
 static PyMethodDef methods[] = {
     {"finite", tell_finite, METH_O, "Whether a contiguous buffer of float32 holds neither NaN nor infinity."},
-    {"take", (PyCFunction)(void (*)(void))take, METH_FASTCALL,
-     "Copy values into target and tell whether they are finite; None, and nothing done, unless both are contiguous "
-     "float32 of one shape."},
+    {"advance", (PyCFunction)(void (*)(void))advance, METH_FASTCALL,
+     "Copy values into target, a writable contiguous float32, and tell whether all is plainly well: contiguous float32 "
+     "of its shape, finite, and tick an int of 64 bits after last."},
     {NULL, NULL, 0, NULL},
 };
 
