@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -20,7 +21,7 @@ Answer = Output | BaseException
 _LOG = logging.getLogger(__name__)
 
 
-class Pending:
+class Pending(ABC):
     """`row` on its way. entered: whether the pool counts it among those that wait, and no longer before its door."""
 
     entered = False
@@ -32,9 +33,9 @@ class Pending:
         """Whether the row is to be stepped; from here on it cannot be withdrawn."""
         return True
 
+    @abstractmethod
     def settle(self, answer: Answer) -> None:
         """Hand the answer over."""
-        raise NotImplementedError
 
 
 class ForFuture(Pending):
