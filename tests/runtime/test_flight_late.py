@@ -19,7 +19,7 @@ from odestream.runtime.flight import moment, replay, resume
 from odestream.runtime.inputlog import MAGIC, LogHead, decode_segment, frame
 from odestream.runtime.policies import Policies
 from odestream.runtime.recorder import Recorder, read_segments, segment_paths
-from odestream.runtime.shelf import Shelf
+from odestream.runtime.shelf import Claim
 from tests.helpers.streams import SECOND, same, same_state
 
 SMALLEST = 1 << 16
@@ -185,17 +185,20 @@ def test_a_stream_that_began_anew_does_not_go_back_to_the_one_before(model: Mode
     twin.close()
 
 
-def test_streams_put_away_before_one_that_cannot_be_are_so_in_the_log_too(model: Model, tmp_path: Path) -> None:
+def test_streams_put_away_before_one_that_cannot_be_are_so_in_the_log_too(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A row that is late for a stream which was put away is also refused once the log is resumed."""
+    put = Claim.put
 
-    class Full(Shelf):
-        def put(self, name: str, snapshot: bytes) -> None:
-            if name == "b":
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            super().put(name, snapshot)
+    def full(claim: Claim, name: str, snapshot: bytes) -> None:
+        if name == "b":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        put(claim, name, snapshot)
 
+    monkeypatch.setattr(Claim, "put", full)
     rng, told = np.random.default_rng(5), list[str]()
-    with closing(Fleet(model, LATE, shelf=Full(), recorder=Recorder(tmp_path / "log"))) as fleet:
+    with closing(Fleet(model, LATE, recorder=Recorder(tmp_path / "log"))) as fleet:
         for i in range(5):
             fleet.step([row(rng, 2 * i, name) for name in "ab"])
         with pytest.raises(OSError, match="No space"):
